@@ -1,0 +1,255 @@
+"""MAGE-TD3 (arXiv:2004.14309, Algorithm 2): learn a world model and act on its action-gradients.
+
+python examples/mage_td3.py                      # Pendulum-v1 with the paper's settings
+python examples/mage_td3.py env=halfcheetah      # another task, with its sizes
+python examples/mage_td3.py loss.gradient_coeff=0  # Dyna-TD3
+python examples/mage_td3.py --cfg job            # every setting
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.modules import AdditiveGaussianModule, TanhModule
+from torchrl.record.loggers import get_logger
+
+from torchrl_mage import (
+    GaussianEnsembleLoss,
+    GaussianEnsembleWorldModel,
+    MAGELoss,
+    NetworkSoftUpdate,
+    Normalizer,
+)
+from torchrl_mage.envs import get_task
+from torchrl_mage.modules import xavier_mlp
+from torchrl_mage.trainers import (
+    RunFolder,
+    check_finite,
+    compiled,
+    evaluate,
+    member_minibatches,
+)
+
+TRANSITION = (
+    "observation",
+    "action",
+    ("next", "observation"),
+    ("next", "reward"),
+    ("next", "terminated"),
+)
+METRICS = (
+    "episode_return",
+    "loss_world_model",
+    "mean_squared_error",
+    "log_variance",
+    "loss_qvalue",
+    "loss_actor",
+    "td_error",
+    "action_gradient_error",
+    "action_gradient",
+    "pred_value",
+    "target_value",
+    "next_terminated",
+)
+
+
+@hydra.main(config_path="config", config_name="mage_td3", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """Trains an agent; returns the final evaluation return."""
+    run_path = Path(HydraConfig.get().runtime.output_dir)
+    OmegaConf.save(cfg, run_path / "config.yaml", resolve=True)
+    device = torch.device(
+        cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    torch.manual_seed(cfg.seed)
+
+    # ---------------------------------------------------------------- environment and networks
+    task = get_task(cfg.env.name)
+    env, eval_env = task.make_env(device=device), task.make_env(device=device)
+    obs_dim = env.observation_spec["observation"].shape[-1]
+    action_dim = env.action_spec.shape[-1]
+
+    normalizer = Normalizer(obs_dim, device=device)
+    actor = TensorDictSequential(
+        TensorDictModule(
+            xavier_mlp(obs_dim, action_dim, cfg.actor.num_cells, device=device),
+            in_keys=["normalized_observation"],
+            out_keys=["param"],
+        ),
+        TanhModule(in_keys=["param"], out_keys=["action"], spec=env.action_spec),
+    )
+    critics = [
+        TensorDictModule(
+            xavier_mlp(obs_dim + action_dim, 1, cfg.critic.num_cells, device=device),
+            in_keys=["normalized_observation", "action"],
+            out_keys=["state_action_value"],
+        )
+        for _ in range(2)
+    ]
+    dynamics = GaussianEnsembleWorldModel(
+        obs_dim,
+        action_dim,
+        ensemble_size=cfg.world_model.ensemble_size,
+        num_cells=cfg.world_model.num_cells,
+        device=device,
+    )
+    parts = [dynamics, task.reward, task.termination]
+    parts.append(normalizer.on(("next", "observation"), ("next", "normalized_observation")))
+    world_model = TensorDictSequential(*(part for part in parts if part is not None))
+
+    # ---------------------------------------------------------------- losses and optimisers
+    model_loss = GaussianEnsembleLoss(dynamics)
+    mage_loss = MAGELoss(actor, critics, world_model, action_spec=env.action_spec, **cfg.loss)
+    mage_loss.make_value_estimator(gamma=cfg.discount)
+    critic_targets = NetworkSoftUpdate(mage_loss, ["qvalue_network"], tau=cfg.policy.tau)
+    actor_targets = NetworkSoftUpdate(mage_loss, ["actor_network"], tau=cfg.policy.tau)
+
+    model_optimizer = torch.optim.RAdam(
+        model_loss.world_model_params.parameters(),
+        lr=cfg.world_model.lr,
+        weight_decay=cfg.world_model.weight_decay,
+        decoupled_weight_decay=True,
+    )
+    critic_optimizer = torch.optim.RAdam(
+        mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr
+    )
+    actor_optimizer = torch.optim.RAdam(
+        mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr
+    )
+    critic_clip = cfg.critic.grad_clip
+    if critic_clip is None:
+        critic_clip = 10 * cfg.loss.lmbda or 0.5
+
+    # One eager call on a real state: the loss checks that the world model fits the networks.
+    mage_loss.value_loss(normalizer(env.reset()))
+    model_nll = compiled(model_loss.nll, enabled=cfg.compile, device=device)
+    value_loss = compiled(mage_loss.value_loss, enabled=cfg.compile, device=device)
+    actor_loss = compiled(mage_loss.actor_loss, enabled=cfg.compile, device=device)
+
+    # ---------------------------------------------------------------- data
+    policy = TensorDictSequential(normalizer, actor)
+    noise = cfg.exploration_noise
+    explorer = AdditiveGaussianModule(
+        env.action_spec, sigma_init=noise, sigma_end=noise, device=device
+    )
+    env.set_seed(cfg.seed)
+    collector = Collector(
+        env,
+        TensorDictSequential(policy, explorer),
+        frames_per_batch=1,
+        total_frames=cfg.total_steps,
+        auto_register_policy_transforms=False,
+        init_random_frames=cfg.warmup_steps,
+    )
+    buffer = ReplayBuffer(
+        storage=LazyTensorStorage(cfg.total_steps, device=device),
+        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
+    )
+
+    logger = get_logger(cfg.logger, str(run_path), "logs")
+    run = RunFolder(
+        run_path,
+        columns=METRICS,
+        total_steps=cfg.total_steps,
+        title=f"MAGE-TD3 {task.name} seed {cfg.seed}",
+        show=("episode_return", "loss_world_model", "loss_qvalue", "loss_actor"),
+        logger=logger,
+    )
+
+    # ---------------------------------------------------------------- the updates of Algorithm 2
+    def fit_model(data: TensorDict) -> None:
+        """Maximum likelihood; the small batches of the first fits are not worth a compilation."""
+        dynamics.update_normalizer(data[-cfg.world_model.fit_interval :])
+        for index in member_minibatches(
+            len(data),
+            ensemble_size=cfg.world_model.ensemble_size,
+            batch_size=cfg.world_model.batch_size,
+            min_batches=cfg.world_model.fit_batches,
+            exact=cfg.world_model.exact_fit_batches,
+            device=device,
+        ):
+            full = index.shape[1] == cfg.world_model.batch_size
+            loss, metadata = (model_nll if full else model_loss.nll)(data[index])
+            descend(model_optimizer, loss, cfg.world_model.grad_clip)
+            run.add(loss_world_model=loss, **metadata)
+
+    def update_critics(states: TensorDict) -> None:
+        loss, metadata = value_loss(states)
+        descend(critic_optimizer, loss, critic_clip)
+        critic_targets.step()
+        run.add(loss_qvalue=loss, **metadata)
+
+    def update_actor(states: TensorDict) -> None:
+        loss, _ = actor_loss(states)
+        descend(actor_optimizer, loss, cfg.actor.grad_clip)
+        actor_targets.step()
+        run.add(loss_actor=loss)
+
+    # ---------------------------------------------------------------- Algorithm 2
+    step = updates = 0
+    episode_return = 0.0
+    with run:
+        for batch in collector:
+            transition = batch.select(*TRANSITION)
+            step += transition.numel()
+            check_finite(transition, step=step, source=f"environment {task.name}")
+            buffer.extend(transition)
+            normalizer.update(transition["observation"])
+
+            if step % cfg.world_model.fit_interval == 0:
+                fit_model(buffer[:].select(*model_loss.in_keys))
+            if step >= cfg.warmup_steps:
+                sample = normalizer(buffer.sample().select("observation"))
+                for states in sample.split(cfg.policy.batch_size):
+                    update_critics(states)
+                    updates += 1
+                    if updates % cfg.policy.actor_delay == 0:
+                        update_actor(states)
+
+            episode_return += transition["next", "reward"].item()
+            if batch["next", "done"].item():
+                run.add(episode_return=torch.tensor(episode_return))
+                episode_return = 0.0
+            run.stepped()
+            if step % cfg.log_interval == 0:
+                run.log(step)
+            if step % cfg.eval_interval == 0 or step == cfg.total_steps:
+                evaluation = evaluate(
+                    eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
+                )
+                run.evaluated(step, evaluation)
+
+    collector.shutdown()
+    torch.save(
+        {
+            "actor": actor.state_dict(),
+            "critics": mage_loss.qvalue_network_params.state_dict(),
+            "world_model": dynamics.state_dict(),
+            "normalizer": normalizer.state_dict(),
+        },
+        run_path / "networks.pt",
+    )
+    print(f"final evaluation return: {evaluation}")
+    return evaluation.mean
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -> None:
+    """One step of gradient descent, each gradient element clipped at +-``clip``."""
+    loss.backward()
+    for group in optimizer.param_groups:
+        nn.utils.clip_grad_value_(group["params"], clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    main()

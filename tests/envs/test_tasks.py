@@ -1,0 +1,223 @@
+"""Rewards, terminations and dynamics against gymnasium's own, on real transitions."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.spaces import Box, Discrete
+from tensordict import TensorDict
+from torchrl.envs import check_env_specs
+
+from torchrl_mage import OraclePendulum, Task, get_task, register_task
+from torchrl_mage.envs import ContinuousCartPoleEnv
+from torchrl_mage.envs.pendulum import pendulum_dynamics
+
+ENDING = ["torchrl_mage/ContinuousCartPole-v1", "Hopper-v5", "Walker2d-v5"]
+ENDLESS = ["Pendulum-v1", "HalfCheetah-v5", "Swimmer-v5", "Pusher-v5"]
+
+
+@pytest.fixture(scope="module")
+def random_transitions():
+    """2,000 random steps of each task, episode after episode."""
+    cache = {}
+
+    def collect(name):
+        if name not in cache:
+            torch.manual_seed(0)
+            env = get_task(name).make_env()
+            env.set_seed(0)
+            cache[name] = env.rollout(2000, break_when_any_done=False)
+        return cache[name]
+
+    return collect
+
+
+@pytest.mark.parametrize("name", ENDING + ENDLESS)
+def test_reward_equals_gymnasiums(name, random_transitions):
+    data = random_transitions(name)
+    transition = data.select("observation", "action", ("next", "observation"))
+    reward = get_task(name).reward(transition)["next", "reward"]
+    assert reward.shape == (2000, 1)
+    torch.testing.assert_close(reward, data["next", "reward"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_termination_equals_gymnasiums(name, random_transitions):
+    data = random_transitions(name)
+    transition = data.select("observation", "action", ("next", "observation"))
+    terminated = get_task(name).termination(transition)["next", "terminated"]
+    assert terminated.dtype == torch.bool
+    assert data["next", "terminated"].sum() >= 20, "the case needs falls"
+    assert torch.equal(terminated, data["next", "terminated"])
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_tasks_without_termination_never_terminate(name, random_transitions):
+    assert get_task(name).termination is None
+    data = random_transitions(name)
+    assert not data["next", "terminated"].any()
+    if name != "HalfCheetah-v5" and name != "Swimmer-v5":  # 1,000 steps an episode
+        assert data["next", "truncated"].any(), "a time limit is no termination"
+
+
+@pytest.mark.parametrize("name", ENDING + ENDLESS)
+def test_environment_contract(name, random_transitions):
+    env = get_task(name).make_env()
+    check_env_specs(env)
+    assert env.observation_spec["observation"].dtype == torch.float32
+    assert (env.action_spec.space.low == -1).all()
+    assert (env.action_spec.space.high == 1).all()
+    assert random_transitions(name)["action"].abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5"])
+def test_forward_velocity_leads_the_observation(name):
+    """Beside the plain environment, stepped with the same actions."""
+    env, plain = get_task(name).make_env(), gymnasium.make(name)
+    env.set_seed(3)
+    plain.reset(seed=3)
+    td = env.reset()
+    own, _ = plain.reset()
+    assert td["observation"][0] == 0
+    np.testing.assert_allclose(td["observation"][1:], own, rtol=1e-6, atol=1e-6)
+    for _ in range(5):
+        td = env.rand_step(td)
+        own, _, _, _, info = plain.step(td["action"].numpy())
+        observation = td["next", "observation"].numpy()
+        np.testing.assert_allclose(observation[0], info["x_velocity"], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(observation[1:], own, rtol=1e-5, atol=1e-5)
+        td = td["next"]
+
+
+def test_hoppers_hidden_velocities():
+    """Gymnasium clips what it shows at +-10: its test of +-100 cannot be seen."""
+    observation = torch.zeros(1, 12)
+    observation[:, 1] = 1.2  # height
+    task = get_task("Hopper-v5")
+
+    def terminated(x):
+        td = TensorDict({("next", "observation"): x}, [1])
+        return task.termination(td)["next", "terminated"].item()
+
+    assert not terminated(observation)
+    observation[:, 8] = 10.0  # what a velocity of 150 would show
+    assert not terminated(observation)
+    observation[:, 4] = 101.0  # joint angles are not clipped
+    assert terminated(observation)
+
+
+@pytest.mark.parametrize("name", ENDING + ENDLESS)
+def test_rewards_are_differentiable(name):
+    env = get_task(name).make_env()
+    td = env.rollout(3).select("observation", "action", ("next", "observation")).double()
+    s, a, n = (td[k].requires_grad_() for k in ("observation", "action", ("next", "observation")))
+    reward = get_task(name).reward.module
+    assert torch.autograd.gradcheck(reward, (s, a * 0.99, n))
+
+
+# ---------------------------------------------------------------- Pendulum
+
+
+def test_oracle_pendulum_is_gymnasiums_pendulum(random_transitions):
+    data = random_transitions("Pendulum-v1")
+    out = OraclePendulum()(data.select("observation", "action"))
+    torch.testing.assert_close(
+        out["next", "observation"], data["next", "observation"], atol=2e-6, rtol=0
+    )
+    torch.testing.assert_close(out["next", "reward"], data["next", "reward"], atol=1e-5, rtol=0)
+
+
+def test_oracle_pendulum_derivatives():
+    angle = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    observation = torch.stack([angle.cos(), angle.sin(), angle], -1).requires_grad_()
+    action = (0.3 * angle[:, None]).requires_grad_()
+    assert torch.autograd.gradcheck(pendulum_dynamics, (observation, action))
+
+
+# ---------------------------------------------------------------- CartPole
+
+
+@pytest.mark.parametrize("action", [0, 1])
+def test_full_force_is_the_classic_cartpole(action):
+    classic, ours = CartPoleEnv(), ContinuousCartPoleEnv()
+    classic.reset(seed=7)
+    ours.reset(seed=7)
+    np.testing.assert_array_equal(classic.state, ours.state)
+    terminated = False
+    while not terminated:
+        expected, reward, terminated, *_ = classic.step(action)
+        state, own_reward, own_terminated, *_ = ours.step(np.array([2.0 * action - 1]))
+        np.testing.assert_allclose(state, expected, rtol=1e-6, atol=1e-7)
+        assert (own_reward, own_terminated) == (reward, terminated)
+
+
+def test_cartpole_is_linear_in_the_force_and_registered():
+    env = gymnasium.make("torchrl_mage/ContinuousCartPole-v1")
+    assert env.spec.max_episode_steps == 500
+    speeds = []
+    for push in (-1.0, 0.0, 0.5, 1.0):
+        env.reset(seed=1)
+        speeds.append(env.step(np.array([push], dtype=np.float32))[0][1])
+    assert speeds[2] - speeds[1] == pytest.approx((speeds[3] - speeds[1]) / 2, rel=1e-4)
+    assert speeds[3] - speeds[1] == pytest.approx(speeds[1] - speeds[0], rel=1e-4)
+
+
+def test_cartpole_runs_500_steps_when_balanced():
+    """A linear feedback keeps the pole up: the time limit ends the episode, not a termination."""
+    env = get_task("torchrl_mage/ContinuousCartPole-v1").make_env()
+    env.set_seed(0)
+    gain = torch.tensor([0.1, 0.2, 2.0, 0.4])
+
+    def balance(td):
+        return td.set("action", (td["observation"] @ gain).clamp(-1, 1).unsqueeze(-1))
+
+    data = env.rollout(1000, balance)
+    assert len(data) == 500
+    assert data["next", "truncated"][-1]
+    assert not data["next", "terminated"].any()
+    assert data["next", "reward"].sum() == 500
+
+
+# ---------------------------------------------------------------- registration and bad input
+
+
+def test_register_and_unknown():
+    task = register_task(Task("InvertedDoublePendulum-v5"))
+    assert get_task("InvertedDoublePendulum-v5") is task
+    with pytest.raises(ValueError, match="'InvertedDoublePendulum-v5' is registered already"):
+        register_task(Task("InvertedDoublePendulum-v5"))
+    with pytest.raises(
+        ValueError, match=r"unknown task 'Ant'; known are \['HalfCheetah-v5'.*Task\("
+    ):
+        get_task("Ant")
+
+
+class OddSpaces(gymnasium.Env):
+    def __init__(self, action_space, observation_space):
+        self.action_space, self.observation_space = action_space, observation_space
+
+
+VECTOR = Box(-1, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "observation_space", "message"),
+    [
+        (Discrete(2), VECTOR, r"action space Discrete\(2\); MAGE needs a bounded Box"),
+        (Box(-np.inf, 1, (2,)), VECTOR, r"action space Box\(-inf.*bounded Box"),
+        (Box(-1, 1, (2, 2)), VECTOR, r"action space Box\(-1.*one dimension"),
+        (VECTOR, Box(0, 255, (4, 4, 3)), "observation space Box.*FlattenObservation"),
+    ],
+)
+def test_odd_spaces_are_named(action_space, observation_space, message):
+    gymnasium.register(
+        "torchrl_mage_test/Odd-v0", lambda: OddSpaces(action_space, observation_space)
+    )
+    try:
+        with pytest.raises(ValueError, match=message):
+            Task("torchrl_mage_test/Odd-v0").make_env(disable_env_checker=True)
+    finally:
+        gymnasium.registry.pop("torchrl_mage_test/Odd-v0")

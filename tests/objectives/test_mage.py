@@ -1,0 +1,843 @@
+"""MAGELoss against plain autograd, closed forms and finite differences."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from naive import actor_loss as naive_actor_loss
+from naive import critic_loss as naive_critic_loss
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.data import Bounded, Unbounded
+from torchrl.modules import MLP
+from torchrl.objectives import SoftUpdate, ValueEstimators
+
+from torchrl_mage import GaussianEnsembleWorldModel, MAGELoss, NetworkSoftUpdate
+
+OBS, ACTION, BATCH, GAMMA = 4, 2, 12, 0.9
+
+
+def reward_fn(observation, action, next_observation):
+    pull = (next_observation * observation).sum(-1, keepdim=True).tanh()
+    return pull - action.square().sum(-1, keepdim=True)
+
+
+def terminated_fn(next_observation):
+    return next_observation[..., :1] > 0.5
+
+
+class Problem:
+    """A loss in float64 and the plain modules it is made of."""
+
+    def __init__(self, termination=True, dynamics=None, seed=0, **kwargs):
+        torch.manual_seed(seed)
+        make = {"activation_class": nn.SiLU, "num_cells": [16, 16]}
+        self.actor_net = nn.Sequential(MLP(OBS, ACTION, **make), nn.Tanh()).double()
+        self.critic_nets = [MLP(OBS + ACTION, 1, **make).double() for _ in range(2)]
+        self.dynamics = dynamics or GaussianEnsembleWorldModel(
+            OBS, ACTION, ensemble_size=3, num_cells=(16, 16), sampling="mean", dtype=torch.float64
+        )
+        parts = [
+            self.dynamics,
+            TensorDictModule(
+                reward_fn,
+                in_keys=["observation", "action", ("next", "observation")],
+                out_keys=[("next", "reward")],
+            ),
+        ]
+        if termination:
+            parts.append(
+                TensorDictModule(
+                    terminated_fn,
+                    in_keys=[("next", "observation")],
+                    out_keys=[("next", "terminated")],
+                )
+            )
+        self.actor = TensorDictModule(self.actor_net, in_keys=["observation"], out_keys=["action"])
+        critics = [
+            TensorDictModule(
+                net, in_keys=["observation", "action"], out_keys=["state_action_value"]
+            )
+            for net in self.critic_nets
+        ]
+        self.world_model = TensorDictSequential(*parts)
+        kwargs = {"bounds": (-1.0, 1.0), "policy_noise": 0.0} | kwargs
+        self.loss = MAGELoss(self.actor, critics, self.world_model, **kwargs)
+        self.loss.make_value_estimator(gamma=GAMMA)
+        if self.loss.delay_actor and self.loss.delay_qvalue:
+            SoftUpdate(self.loss, tau=0.005)
+            # Targets of their own, so that a mix-up of online and target networks shows.
+            for params in (
+                self.loss.target_actor_network_params,
+                self.loss.target_qvalue_network_params,
+            ):
+                params.data.apply_(lambda x: x.add_(0.05 * torch.randn_like(x)))
+        self.target_actor = copy.deepcopy(self.actor_net)
+        self.loss.target_actor_network_params.data.to_module(
+            wrapped := TensorDictModule(self.target_actor, ["observation"], ["action"])
+        )
+        self.target_critics = []
+        for i in range(2):
+            net = copy.deepcopy(self.critic_nets[i])
+            wrapped = TensorDictModule(net, ["observation", "action"], ["state_action_value"])
+            self.loss.target_qvalue_network_params.data[i].to_module(wrapped)
+            self.target_critics.append(net)
+        self.state = torch.randn(BATCH, OBS, dtype=torch.float64)
+
+    def next_state(self, state, action):
+        td = TensorDict(observation=state, action=action, batch_size=state.shape[:-1])
+        return self.dynamics(td)["next", "observation"]
+
+    def td(self, *shape):
+        shape = shape or (BATCH,)
+        return TensorDict(observation=self.state.reshape(*shape, OBS), batch_size=shape)
+
+    def naive(self, termination=True, target_noise=0.0, **kwargs):
+        """The naive loss and its gradient for each critic's parameters, stacked."""
+        critics = [copy.deepcopy(net) for net in self.critic_nets]
+        for net, params in zip(
+            critics, self.loss.qvalue_network_params.data.unbind(0), strict=True
+        ):
+            params.to_module(TensorDictModule(net, ["observation", "action"], ["x"]))
+            net.requires_grad_()
+        value = naive_critic_loss(
+            self.state,
+            self.actor_net,
+            self.target_actor,
+            critics,
+            self.target_critics,
+            self.next_state,
+            reward_fn,
+            terminated_fn if termination else lambda s: torch.zeros_like(s[..., :1], dtype=bool),
+            torch.as_tensor(target_noise),
+            gamma=GAMMA,
+            **kwargs,
+        )
+        gradients = [
+            torch.autograd.grad(value, list(net.parameters()), retain_graph=True) for net in critics
+        ]
+        return value.detach(), [torch.stack(pair) for pair in zip(*gradients, strict=True)]
+
+
+def grads(params):
+    return [p.grad for p in params.values(True, True)]
+
+
+@pytest.mark.parametrize("termination", [True, False])
+@pytest.mark.parametrize("lmbda", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("loss_function", ["l2", "smooth_l1"])
+def test_critic_loss_and_gradients_equal_naive_double_backward(loss_function, lmbda, termination):
+    problem = Problem(termination=termination, lmbda=lmbda, loss_function=loss_function)
+    loss, metadata = problem.loss.value_loss(problem.td())
+    loss.backward()
+    expected, expected_gradients = problem.naive(
+        termination, lmbda=lmbda, gradient_coeff=1.0, loss_function=loss_function
+    )
+    if termination:
+        share = metadata["next_terminated"].mean()
+        assert 0 < share < 1, "the case needs ended and running states"
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    ours = {k: v.grad for k, v in problem.loss.qvalue_network_params.flatten_keys(".").items()}
+    names = [f"module.{name}" for name, _ in problem.critic_nets[0].named_parameters()]
+    assert set(names) == set(ours)
+    for name, gradient in zip(names, expected_gradients, strict=True):
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("loss_function", ["l2", "smooth_l1"])
+def test_dyna_equals_naive(loss_function):
+    problem = Problem(gradient_coeff=0.0, lmbda=0.7, loss_function=loss_function)
+    loss, metadata = problem.loss.value_loss(problem.td())
+    loss.backward()
+    expected, gradients = problem.naive(lmbda=0.7, gradient_coeff=0.0, loss_function=loss_function)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(
+        problem.loss.qvalue_network_params.flatten_keys(".").values(), gradients, strict=True
+    ):
+        torch.testing.assert_close(ours.grad, theirs, rtol=1e-9, atol=1e-12)
+    assert "action_gradient_error" not in metadata
+
+
+def test_target_noise_is_drawn_clipped_and_added():
+    problem = Problem(policy_noise=0.4, noise_clip=0.3, lmbda=0.2, loss_function="l2")
+    torch.manual_seed(5)
+    loss, _ = problem.loss.value_loss(problem.td())
+    torch.manual_seed(5)
+    noise = (0.4 * torch.randn(BATCH, ACTION, dtype=torch.float64)).clamp(-0.3, 0.3)
+    assert (noise.abs() == 0.3).any(), "the case needs clipped noise"
+    expected, _ = problem.naive(
+        target_noise=noise, lmbda=0.2, gradient_coeff=1.0, loss_function="l2"
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_stochastic_ensemble_equals_naive_with_the_same_draws():
+    dynamics = GaussianEnsembleWorldModel(
+        OBS, ACTION, ensemble_size=3, num_cells=(16,), dtype=torch.float64
+    )
+    problem = Problem(dynamics=dynamics, lmbda=0.2)
+    torch.manual_seed(5)
+    problem.loss.value_loss(problem.td())  # the first call's check must not move the generator
+    torch.manual_seed(5)
+    loss, _ = problem.loss.value_loss(problem.td())
+    torch.manual_seed(5)
+    expected, _ = problem.naive(lmbda=0.2, gradient_coeff=1.0, loss_function="smooth_l1")
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    fresh = Problem(dynamics=copy.deepcopy(dynamics), lmbda=0.2)
+    torch.manual_seed(5)
+    first, _ = fresh.loss.value_loss(problem.td())
+    torch.manual_seed(5)
+    torch.testing.assert_close(first, fresh.loss.value_loss(problem.td())[0], rtol=0, atol=0)
+
+
+def test_actor_loss_and_gradients_equal_naive():
+    problem = Problem()
+    values = problem.loss.actor_loss(problem.td())[1]["state_action_value_actor"]
+    with torch.no_grad():  # shift one critic so that neither is always the smaller
+        bias = problem.loss.qvalue_network_params["module", "4", "bias"]
+        bias[1] += (values[0] - values[1]).quantile(0.5)
+    loss, metadata = problem.loss.actor_loss(problem.td())
+    smaller = metadata["state_action_value_actor"].argmin(0)
+    assert 0 < smaller.sum() < BATCH, "the case needs both critics in the minimum"
+    loss.backward()
+    actor = copy.deepcopy(problem.actor_net).requires_grad_()
+    critics = [copy.deepcopy(net) for net in problem.critic_nets]
+    for net, params in zip(critics, problem.loss.qvalue_network_params.data.unbind(0), strict=True):
+        params["module"].to_module(net)
+    expected = naive_actor_loss(problem.state, actor, critics)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    expected.backward()
+    for ours, theirs in zip(problem.actor_net.parameters(), actor.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def linear_problem(gamma=GAMMA):
+    """Everything linear or quadratic, so that Eq. 13 can be written down.
+
+    Dynamics ``s' = s A + a B``, reward ``-|s'|^2 - 0.1 |a|^2``, policy ``s K``, critics
+    ``[s, a] M_i [s, a]^T``. Actions stay within the bounds.
+    """
+    torch.manual_seed(1)
+    dtype = torch.float64
+    drift, push = torch.randn(OBS, OBS, dtype=dtype), torch.randn(ACTION, OBS, dtype=dtype)
+    gain = torch.randn(OBS, ACTION, dtype=dtype)
+    forms = torch.randn(2, OBS + ACTION, OBS + ACTION, dtype=dtype)
+
+    class Quadratic(nn.Module):
+        def __init__(self, form):
+            super().__init__()
+            self.form = nn.Parameter(form)
+
+        def forward(self, state, action):
+            x = torch.cat([state, action], -1)
+            return (x @ self.form * x).sum(-1, keepdim=True)
+
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(gain.clone())
+
+        def forward(self, state):
+            return state @ self.gain
+
+    world_model = TensorDictSequential(
+        TensorDictModule(
+            lambda s, a: s @ drift + a @ push, ["observation", "action"], [("next", "observation")]
+        ),
+        TensorDictModule(
+            lambda a, n: -n.square().sum(-1, keepdim=True) - 0.1 * a.square().sum(-1, keepdim=True),
+            ["action", ("next", "observation")],
+            [("next", "reward")],
+        ),
+    )
+    loss = MAGELoss(
+        TensorDictModule(Gain(), ["observation"], ["action"]),
+        [
+            TensorDictModule(Quadratic(f), ["observation", "action"], ["state_action_value"])
+            for f in forms
+        ],
+        world_model,
+        bounds=(-1e3, 1e3),
+        policy_noise=0.0,
+        loss_function="l2",
+    )
+    loss.make_value_estimator(gamma=gamma)
+    SoftUpdate(loss, tau=0.005)
+    return loss, drift, push, gain, forms
+
+
+def test_action_gradient_error_equals_the_closed_form_of_eq_13():
+    """grad_a delta_i = dr/da + gamma ds'/da (dQ/ds' + dpi/ds' dQ/da') - dQ_i/da, by hand.
+
+    With ``x = [s, a]`` and ``N = M + M^T``: ``dQ/dx = N x``; ``ds'/da = B``; ``dr/da = -0.2 a -
+    2 B s'``; ``dpi/ds' = K``.
+    """
+    loss, drift, push, gain, forms = linear_problem()
+    state = torch.randn(7, OBS, dtype=torch.float64)
+    metadata = loss.value_loss(TensorDict(observation=state, batch_size=[7]))[1]
+    symmetric = forms + forms.mT
+    for b in range(7):
+        s = state[b]
+        a = s @ gain
+        s_next = s @ drift + a @ push
+        x, x_next = torch.cat([s, a]), torch.cat([s_next, s_next @ gain])
+        values = torch.stack([x_next @ form @ x_next for form in forms])
+        slope_next = symmetric[values.argmin()] @ x_next
+        reward_path = -0.2 * a - 2 * push @ s_next
+        target_slope = reward_path + GAMMA * push @ (slope_next[:OBS] + gain @ slope_next[OBS:])
+        for i in range(2):
+            error = target_slope - (symmetric[i] @ x)[OBS:]
+            torch.testing.assert_close(metadata["action_gradient_error"][i, b], error.norm())
+
+
+def test_action_gradient_error_equals_finite_differences():
+    """Central differences of delta_i(a) in every coordinate of the action, nonlinear problem."""
+    problem = Problem(termination=False)
+    td = problem.td()
+    norm = problem.loss.value_loss(td)[1]["action_gradient_error"]
+    loss, h = problem.loss, 1e-6
+
+    def delta(action):
+        state = td.select("observation")
+        with torch.no_grad():
+            target, _ = loss._target(state, action, loss.value_estimator)
+            value = loss._qvalue(state, action.expand(2, -1, -1), loss.qvalue_network_params)
+        return target - value
+
+    action = problem.actor_net(problem.state).detach()
+    slopes = []
+    for j in range(ACTION):
+        step = torch.zeros_like(action)
+        step[:, j] = h
+        slopes.append((delta(action + step) - delta(action - step)) / (2 * h))
+    torch.testing.assert_close(norm, torch.stack(slopes, -1).norm(dim=-1), rtol=1e-6, atol=1e-8)
+
+
+def test_termination_cuts_value_and_gradient():
+    """In a terminated state only the reward reaches the target, and its gradient."""
+    problem = Problem()
+    metadata = problem.loss.value_loss(problem.td())[1]
+    ended = metadata["next_terminated"].bool()
+    action = problem.actor_net(problem.state).detach()
+    next_state = problem.next_state(problem.state, action).detach()
+    reward = reward_fn(problem.state, action, next_state).squeeze(-1)
+    torch.testing.assert_close(metadata["target_value"][ended], reward[ended])
+    assert not torch.isclose(metadata["target_value"], reward)[~ended].any()
+
+
+def test_termination_probability_masks_the_target():
+    """y = r + gamma (1 - p) Q', p differentiable; ``terminated`` beside it is not used."""
+    problem = Problem(lmbda=0.2, loss_function="l2")
+    plain = problem.loss.value_loss(problem.td())[1]["target_value"]
+    problem.world_model.module.append(
+        TensorDictModule(
+            lambda n: torch.full_like(n[..., :1], 0.25),
+            [("next", "observation")],
+            [("next", "termination_probability")],
+        )
+    )
+    masked = problem.loss.value_loss(problem.td())[1]
+    torch.testing.assert_close(masked["next_terminated"], torch.full((BATCH,), 0.25).double())
+    without = Problem(termination=False, lmbda=0.2)
+    without = without.loss.value_loss(without.td())[1]["target_value"]
+    action = problem.actor_net(problem.state).detach()
+    reward = (
+        reward_fn(problem.state, action, problem.next_state(problem.state, action))
+        .detach()
+        .squeeze(-1)
+    )
+    torch.testing.assert_close(masked["target_value"] - reward, 0.75 * (without - reward))
+    assert not torch.allclose(plain, masked["target_value"])
+
+
+def test_gradients_stay_where_they_belong():
+    problem = Problem()
+    loss = problem.loss
+    critic, actor = loss.qvalue_network_params, loss.actor_network_params
+    world = list(problem.world_model.parameters())
+    assert world
+    assert not {id(p) for p in world} & {id(p) for p in loss.parameters()}
+
+    def reached():
+        out = {
+            name: any(p.grad is not None and p.grad.abs().sum() > 0 for p in params)
+            for name, params in (
+                ("critic", critic.parameters()),
+                ("actor", actor.parameters()),
+                ("world", world),
+                ("targets", loss.target_qvalue_network_params.values(True, True)),
+                ("target actor", loss.target_actor_network_params.values(True, True)),
+            )
+        }
+        for p in [*loss.parameters(), *world]:
+            p.grad = None
+        return {name for name, hit in out.items() if hit}
+
+    loss.value_loss(problem.td())[0].backward()
+    assert reached() == {"critic"}
+    loss.actor_loss(problem.td())[0].backward()
+    assert reached() == {"actor"}
+    out = loss(problem.td())
+    (out["loss_qvalue"] + out["loss_actor"]).backward()
+    assert reached() == {"critic", "actor"}
+
+
+def test_training_the_model_in_place_is_seen():
+    problem = Problem()
+    before = problem.loss.value_loss(problem.td())[1]["target_value"]
+    with torch.no_grad():
+        problem.dynamics.network[-1].bias.add_(0.3)
+    assert not torch.allclose(problem.loss.value_loss(problem.td())[1]["target_value"], before)
+
+
+def test_a_perfect_critic_is_a_fixed_point():
+    """delta and its gradient exactly zero: the loss and its gradient are 0 and finite."""
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s + a, ["observation", "action"], [("next", "observation")]),
+        TensorDictModule(lambda a: a.sum(-1, keepdim=True) * 0, ["action"], [("next", "reward")]),
+    )
+
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, state, action):
+            return (torch.cat([state, action], -1) * self.weight).sum(-1, keepdim=True)
+
+    loss = MAGELoss(
+        TensorDictModule(nn.Linear(1, 1), ["observation"], ["action"]),
+        [TensorDictModule(Zero(), ["observation", "action"], ["state_action_value"])] * 2,
+        world_model,
+        bounds=(-1.0, 1.0),
+        delay_actor=False,
+        delay_qvalue=False,
+    )
+    for loss_function in ("smooth_l1", "l2", "l1"):
+        loss.loss_function = loss_function
+        value = loss.value_loss(TensorDict(observation=torch.ones(3, 1), batch_size=[3]))[0]
+        value.backward()
+        assert value == 0
+        assert all(
+            torch.equal(p.grad, torch.zeros_like(p))
+            for p in loss.qvalue_network_params.parameters()
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_saturated_actor_and_odd_batches_stay_finite(batch):
+    dynamics = GaussianEnsembleWorldModel(
+        OBS, ACTION, ensemble_size=4, num_cells=(8,), dtype=torch.float64
+    )
+    problem = Problem(dynamics=dynamics)
+    with torch.no_grad():
+        problem.actor_net[0][-1].bias.fill_(1e4)
+    problem.state = problem.state[:batch]
+    out = problem.loss(problem.td(batch))
+    assert all(torch.isfinite(value).all() for value in out.values())
+    (out["loss_qvalue"] + out["loss_actor"]).backward()
+    assert all(torch.isfinite(p.grad).all() for p in problem.loss.parameters())
+
+
+# ---------------------------------------------------------------- the contract of a LossModule
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reductions_and_leading_dimensions(reduction, shape):
+    flat = Problem(reduction="none").loss(Problem().td())
+    problem = Problem(reduction=reduction)
+    out = problem.loss(problem.td(*shape))
+    for name in ("loss_qvalue", "loss_actor"):
+        expected = flat[name].reshape(shape)
+        expected = expected if reduction == "none" else getattr(expected, reduction)()
+        torch.testing.assert_close(out[name], expected)
+    assert out["td_error"].shape == (2, *shape)
+    assert out["target_value"].shape == shape
+
+
+def test_only_the_priority_is_written_to_the_input():
+    problem = Problem()
+    td = problem.td()
+    out = problem.loss(td)
+    assert set(td.keys(True, True)) == {"observation", "td_error"}
+    torch.testing.assert_close(td["td_error"], out["td_error"].max(0).values)
+    torch.testing.assert_close(td["observation"], problem.state)
+    assert {key for key in list(out.keys()) if key.startswith("loss_")} == {
+        "loss_qvalue",
+        "loss_actor",
+    }
+
+
+def test_keyword_call_and_selected_keys():
+    problem = Problem()
+    expected = problem.loss(problem.td())
+    out = problem.loss(observation=problem.state)
+    for key, value in zip(problem.loss.out_keys, out, strict=True):
+        torch.testing.assert_close(value, expected[key])
+    problem.loss.select_out_keys("loss_actor", "loss_qvalue")
+    actor, critic = problem.loss(observation=problem.state)
+    torch.testing.assert_close((actor, critic), (expected["loss_actor"], expected["loss_qvalue"]))
+
+
+def test_renamed_nested_keys_reach_the_value_estimator():
+    torch.manual_seed(0)
+    actor = TensorDictModule(nn.Linear(2, 1), [("agent", "state")], [("agent", "push")])
+    critic = TensorDictModule(
+        MLP(3, 1, num_cells=[8]), [("agent", "state"), ("agent", "push")], [("agent", "q")]
+    )
+    world_model = TensorDictSequential(
+        TensorDictModule(
+            lambda s, a: s + a,
+            [("agent", "state"), ("agent", "push")],
+            [("next", "agent", "state")],
+        ),
+        TensorDictModule(lambda a: a + 1, [("agent", "push")], [("next", "agent", "gain")]),
+        TensorDictModule(
+            lambda n: n[..., :1] > 0, [("next", "agent", "state")], [("next", "agent", "fell")]
+        ),
+    )
+    loss = MAGELoss(
+        actor,
+        critic,
+        world_model,
+        bounds=(-1.0, 1.0),
+        delay_actor=False,
+        delay_qvalue=False,
+        policy_noise=0.0,
+    )
+    keys = {
+        "action": ("agent", "push"),
+        "state_action_value": ("agent", "q"),
+        "reward": ("agent", "gain"),
+        "terminated": ("agent", "fell"),
+        "priority": ("agent", "priority"),
+    }
+    loss.set_keys(**keys)
+    loss.make_value_estimator(gamma=0.5)
+    td = TensorDict({("agent", "state"): torch.randn(20, 2)}, [20])
+    out = loss(td)
+    assert loss.in_keys == [("agent", "state")]
+    assert td["agent", "priority"].shape == (20,)
+    action = actor.module(td["agent", "state"])
+    ended = (td["agent", "state"] + action)[..., 0] > 0
+    assert 0 < ended.sum() < 20
+    torch.testing.assert_close(out["target_value"][ended], (action + 1)[ended, 0])
+    loss.set_keys(reward="other")
+    assert loss.value_estimator.tensor_keys.reward == "other"
+    with pytest.raises(ValueError, match="not an accepted tensordict key"):
+        loss.set_keys(rewards="reward")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_vmap_on_or_off_and_any_number_of_critics(count):
+    torch.manual_seed(0)
+    critics = [
+        TensorDictModule(
+            MLP(6, 1, num_cells=[8]), ["observation", "action"], ["state_action_value"]
+        )
+        for _ in range(count)
+    ]
+    losses = []
+    for deactivate in (False, True):
+        problem = Problem()
+        loss = MAGELoss(
+            copy.deepcopy(problem.actor).float(),
+            [copy.deepcopy(critic) for critic in critics],
+            copy.deepcopy(problem.world_model).float(),
+            bounds=(-1.0, 1.0),
+            num_qvalue_nets=count,
+            policy_noise=0.0,
+            deactivate_vmap=deactivate,
+        )
+        SoftUpdate(loss, tau=0.005)
+        losses.append(loss(problem.td().float()))
+    assert losses[0]["pred_value"].shape == (count, BATCH)
+    torch.testing.assert_close(*losses)
+
+
+def test_a_list_keeps_each_critic_and_one_is_redrawn():
+    problem = Problem()
+    for i, net in enumerate(problem.critic_nets):
+        for ours, theirs in zip(
+            problem.loss.qvalue_network_params[i].values(True, True), net.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs)
+    single = TensorDictModule(
+        MLP(6, 1, num_cells=[8]), ["observation", "action"], ["state_action_value"]
+    )
+    loss = MAGELoss(problem.actor.float(), single, problem.world_model.float(), bounds=(-1.0, 1.0))
+    first, second = loss.qvalue_network_params["module", "0", "weight"]
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("delay", [True, False])
+def test_target_networks(delay):
+    problem = Problem(delay_actor=delay, delay_qvalue=delay)
+    loss = problem.loss
+    assert ("target_qvalue_network_params" in dict(loss.named_children())) == delay
+    before = loss.target_qvalue_network_params.clone()
+    with torch.no_grad():
+        loss.qvalue_network_params.data.apply_(lambda x: x.add_(1.0))
+    after = loss.target_qvalue_network_params
+    moved = not all(
+        torch.equal(*pair)
+        for pair in zip(before.values(True, True), after.values(True, True), strict=True)
+    )
+    assert moved == (not delay)
+
+
+def test_targets_of_one_network_move_alone():
+    problem = Problem()
+    loss = problem.loss
+    critic_targets = NetworkSoftUpdate(loss, ["qvalue_network"], tau=0.25)
+    actor_targets = NetworkSoftUpdate(loss, ["actor_network"], tau=0.25)
+    actor, critic = loss.actor_network_params.data, loss.qvalue_network_params.data
+    old = actor.clone(), critic.clone()
+    actor.apply_(lambda x: x.add_(1.0))
+    critic.apply_(lambda x: x.add_(1.0))
+    critic_targets.step()
+    for value, target in zip(
+        old[1].values(True, True), loss.target_qvalue_network_params.values(True, True), strict=True
+    ):
+        torch.testing.assert_close(target, value + 0.25)
+    for value, target in zip(
+        old[0].values(True, True), loss.target_actor_network_params.values(True, True), strict=True
+    ):
+        torch.testing.assert_close(target, value)
+    actor_targets.step()
+    for value, target in zip(
+        old[0].values(True, True), loss.target_actor_network_params.values(True, True), strict=True
+    ):
+        torch.testing.assert_close(target, value + 0.25)
+    with pytest.raises(ValueError, match=r"no \['target_critic_params'\]; its targets are"):
+        NetworkSoftUpdate(loss, ["critic"], tau=0.1)
+
+
+def test_missing_updater_warns():
+    problem = Problem()
+    loss = MAGELoss(
+        problem.actor, problem.loss.qvalue_network, problem.world_model, bounds=(-1.0, 1.0)
+    )
+    with pytest.warns(UserWarning, match="No target network updater"):
+        loss(problem.td())
+
+
+def test_state_dict_round_trip_and_copies():
+    problem = Problem()
+    expected = problem.loss(problem.td())
+    other = Problem(seed=1)
+    other.dynamics.load_state_dict(problem.dynamics.state_dict())
+    assert not any("world_model" in key for key in problem.loss.state_dict())
+    other.loss.load_state_dict(problem.loss.state_dict())
+    torch.testing.assert_close(other.loss(problem.td()), expected)
+
+
+def test_deepcopy_is_independent():
+    problem = Problem()
+    expected = problem.loss(problem.td())
+    twin = copy.deepcopy(problem.loss)
+    torch.testing.assert_close(twin(problem.td()), expected)
+    with torch.no_grad():
+        for params in (twin.qvalue_network_params, twin.actor_network_params):
+            params.data.apply_(lambda x: x.add_(0.1))
+        for parameter in twin.world_model.parameters():
+            parameter.add_(0.1)
+    changed = twin(problem.td())
+    for key in ("loss_qvalue", "loss_actor", "target_value"):
+        assert not torch.allclose(changed[key], expected[key]), key
+    torch.testing.assert_close(problem.loss(problem.td()), expected)
+
+
+class PickledReward(nn.Module):
+    def forward(self, action):
+        return -action.square().sum(-1, keepdim=True)
+
+
+def test_pickling():
+    torch.manual_seed(0)
+    world_model = TensorDictSequential(
+        GaussianEnsembleWorldModel(OBS, ACTION, num_cells=(8,), sampling="mean"),
+        TensorDictModule(PickledReward(), ["action"], [("next", "reward")]),
+    )
+    loss = MAGELoss(
+        TensorDictModule(nn.Linear(OBS, ACTION), ["observation"], ["action"]),
+        TensorDictModule(
+            MLP(6, 1, num_cells=[8]), ["observation", "action"], ["state_action_value"]
+        ),
+        world_model,
+        bounds=(-1.0, 1.0),
+        policy_noise=0.0,
+    )
+    SoftUpdate(loss, tau=0.005)
+    td = TensorDict(observation=torch.randn(5, OBS), batch_size=[5])
+    expected = loss(td.clone())
+    torch.testing.assert_close(pickle.loads(pickle.dumps(loss))(td.clone()), expected)
+
+
+def test_reset_parameters_leaves_the_world_model_alone():
+    problem = Problem()
+    world = [p.clone() for p in problem.world_model.parameters()]
+    critic = problem.loss.qvalue_network_params.data.clone()
+    actor = problem.loss.actor_network_params.data.clone()
+    problem.loss.reset_parameters_recursive()
+    torch.testing.assert_close(list(problem.world_model.parameters()), world)
+    for old, params in (
+        (critic, problem.loss.qvalue_network_params),
+        (actor, problem.loss.actor_network_params),
+    ):
+        assert not any(
+            torch.equal(a, b)
+            for a, b in zip(old.values(True, True), params.values(True, True), strict=True)
+            if a.dim() > 1
+        )
+
+
+def test_conversion_moves_the_world_model_along():
+    problem = Problem()
+    problem.loss.float()
+    out = problem.loss(problem.td().float())
+    assert out["loss_qvalue"].dtype == torch.float32
+    assert {p.dtype for p in problem.world_model.parameters()} == {torch.float32}
+
+
+def test_value_estimators():
+    loss = Problem().loss
+    for unsupported in (ValueEstimators.TD1, ValueEstimators.TDLambda, ValueEstimators.GAE):
+        with pytest.raises(NotImplementedError):
+            loss.make_value_estimator(unsupported)
+    assert loss.make_value_estimator(ValueEstimators.TD0, gamma=0.7) is loss
+    assert loss.value_estimator.gamma == torch.tensor(0.7, dtype=torch.float64)
+    assert loss.make_value_estimator().value_estimator.gamma.item() == 0.99
+
+
+def test_compiles_in_one_graph():
+    """Inductor's own kernels and speed are the benchmarks' business: here, one graph, equal out."""
+    problem = Problem(lmbda=0.2)
+    eager, _ = problem.loss.value_loss(problem.td())
+    eager.backward()
+    gradients = [p.grad.clone() for p in problem.loss.qvalue_network_params.parameters()]
+    problem.loss.zero_grad()
+    compiled = torch.compile(problem.loss.value_loss, backend="aot_eager", fullgraph=True)
+    loss, _ = compiled(problem.td())
+    loss.backward()
+    torch.testing.assert_close(loss, eager)
+    torch.testing.assert_close(
+        [p.grad for p in problem.loss.qvalue_network_params.parameters()], gradients
+    )
+    compiled_actor = torch.compile(problem.loss.actor_loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled_actor(problem.td())[0], problem.loss.actor_loss(problem.td())[0]
+    )
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lmbda": -0.1}, "lmbda must be a finite number of at least 0, got -0.1"),
+        ({"lmbda": float("nan")}, "lmbda must be a finite number of at least 0, got nan"),
+        ({"gradient_coeff": -1.0}, "gradient_coeff must be .* got -1.0"),
+        ({"policy_noise": -1.0}, "policy_noise must be .* got -1.0"),
+        ({"loss_function": "huber"}, "loss_function must be one of .*smooth_l1.* got 'huber'"),
+        ({"num_qvalue_nets": 0}, "num_qvalue_nets must be at least 1, got 0"),
+        ({"num_qvalue_nets": 3}, "list of 2 critics and num_qvalue_nets=3"),
+        ({"action_spec": Bounded(-1, 1, (ACTION,))}, "One of 'bounds' and 'action_spec'"),
+        ({"bounds": None}, "One of 'bounds' and 'action_spec'"),
+        (
+            {"bounds": None, "action_spec": Unbounded((ACTION,))},
+            "needs a bounded continuous action",
+        ),
+        ({"bounds": (1.0, -1.0)}, "low bound higher"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Problem(**kwargs)
+
+
+def with_world_model(*modules):
+    problem = Problem()
+    problem.loss.__dict__["world_model"] = TensorDictSequential(*modules)
+    return problem
+
+
+DYNAMICS = (
+    lambda s, a: s + a.sum(-1, keepdim=True),
+    ["observation", "action"],
+    [("next", "observation")],
+)
+REWARD = (lambda a: a.sum(-1, keepdim=True), ["action"], [("next", "reward")])
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([DYNAMICS], r"writes no reward under \('next', 'reward'\).*append a reward module"),
+        (
+            [(lambda s, a: (s + a.sum()).detach(), *DYNAMICS[1:]), REWARD],
+            r"next state .*'observation'.* carries no gradient to the action.*detach",
+        ),
+        ([(lambda s: 2 * s, ["observation"], DYNAMICS[2]), REWARD], "carries no gradient"),
+        (
+            [DYNAMICS, (lambda a: a.sum(-1), *REWARD[1:])],
+            r"'reward'\) has shape \(12,\), expected \(12, 1\)",
+        ),
+        (
+            [DYNAMICS, REWARD, (lambda a: a[..., :1], ["action"], [("next", "terminated")])],
+            r"'terminated'\) has dtype torch.float64, expected torch.bool",
+        ),
+        (
+            [(lambda s, a: (s + a.sum())[..., :2], *DYNAMICS[1:]), REWARD],
+            r"'observation'\) has shape \(12, 2\)",
+        ),
+    ],
+)
+def test_bad_world_models_are_named(modules, message):
+    problem = with_world_model(*(TensorDictModule(*module) for module in modules))
+    with pytest.raises(ValueError, match=message):
+        problem.loss.value_loss(problem.td())
+
+
+def test_world_model_that_leaves_out_a_state_the_actor_reads():
+    actor = TensorDictModule(
+        MLP(2 * OBS, ACTION, num_cells=[4]), ["observation", "goal"], ["action"]
+    )
+    critic = TensorDictModule(
+        MLP(6, 1, num_cells=[4]), ["observation", "action"], ["state_action_value"]
+    )
+    world_model = TensorDictSequential(TensorDictModule(*DYNAMICS), TensorDictModule(*REWARD))
+    loss = MAGELoss(actor, critic, world_model, bounds=(-1.0, 1.0))
+    td = TensorDict(observation=torch.zeros(5, OBS), goal=torch.zeros(5, OBS), batch_size=[5])
+    with pytest.raises(
+        ValueError, match=r"read 'goal', but the world model writes no \('next', 'g"
+    ):
+        loss.value_loss(td)
+
+
+def test_missing_entry_and_dtype_are_named():
+    problem = Problem()
+    with pytest.raises(ValueError, match="networks read 'observation', which the tensordict does"):
+        problem.loss(TensorDict(state=problem.state, batch_size=[BATCH]))
+    with pytest.raises(ValueError, match="dtype torch.float32, the networks torch.float64"):
+        problem.loss(problem.td().float())
+
+
+def test_critic_without_a_last_dimension_of_one_is_named():
+    problem = Problem()
+    critics = [
+        TensorDictModule(
+            MLP(6, 2, num_cells=[4]).double(), ["observation", "action"], ["state_action_value"]
+        )
+        for _ in range(2)
+    ]
+    loss = MAGELoss(problem.actor, critics, problem.world_model, bounds=(-1.0, 1.0))
+    SoftUpdate(loss, tau=0.1)
+    with pytest.raises(ValueError, match=r"expected \(2, 12, 1\): end it with a layer of one"):
+        loss(problem.td())

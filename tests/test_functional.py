@@ -1,0 +1,188 @@
+"""The paper's maths by hand and in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from torchrl_mage import functional as F
+from torchrl_mage.diagnostics import policy_gradient_bound
+
+
+def test_gaussian_nll_is_the_density_up_to_a_constant():
+    mean, log_var, x = torch.randn(3, 5, dtype=torch.float64)
+    density = torch.distributions.Normal(mean, (0.5 * log_var).exp()).log_prob(x)
+    expected = -2 * density - math.log(2 * math.pi)
+    torch.testing.assert_close(F.gaussian_nll(mean, log_var, x), expected)
+
+
+def test_bounded_log_variance_stays_inside():
+    raw = torch.tensor([-1e30, -3.0, 0.0, 3.0, 1e30])
+    out = F.bounded_log_variance(raw, -5.0, -1.0)
+    torch.testing.assert_close(out[[0, 2, 4]], torch.tensor([-5.0, -3.0, -1.0]))
+    assert (out.diff() > 0).all()
+
+
+@given(batch=st.integers(1, 40), ensemble_size=st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_balanced_slots_are_a_partition(batch, ensemble_size):
+    slot, rows = F.balanced_slots(batch, ensemble_size)
+    assert rows == math.ceil(batch / ensemble_size)
+    assert len(slot.unique()) == batch
+    assert 0 <= slot.min() <= slot.max() < rows * ensemble_size
+    share = (slot // rows).bincount(minlength=ensemble_size)
+    assert share.max() - share.min() <= 1
+
+
+@given(member=st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_grouped_slots_keep_each_elements_member(member):
+    member = torch.tensor(member)
+    slot, rows = F.grouped_slots(member, 6)
+    assert torch.equal(slot // rows, member)
+    assert len(slot.unique()) == len(member)
+    assert rows == member.bincount().max()
+
+
+def test_mage_critic_loss_by_hand():
+    """Huber: 0.5 x^2 below 1, |x| - 0.5 above. Two critics, two states, two actions.
+
+    Critic 1: norms 5 and 0.5, errors 2 and 0; critic 2: norms 0 and 1, errors -0.5 and 0.
+    """
+    gradient = torch.tensor([[[3.0, 4.0], [0.3, 0.4]], [[0.0, 0.0], [0.6, 0.8]]])
+    error = torch.tensor([[2.0, 0.0], [-0.5, 0.0]])
+    loss = F.mage_critic_loss(
+        error, gradient, lmbda=0.2, gradient_coeff=3.0, loss_function="smooth_l1"
+    )
+    first = 3 * 4.5 + 0.2 * 1.5 + 0.2 * 0.125
+    second = 3 * 0.125 + 3 * 0.5
+    torch.testing.assert_close(loss, torch.tensor([first, second]))
+    dyna = F.mage_critic_loss(error, None, lmbda=0.2, gradient_coeff=0.0, loss_function="l1")
+    torch.testing.assert_close(dyna, torch.tensor([0.5, 0.0]))
+
+
+def test_value_and_action_gradient_stays_differentiable():
+    weight = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    action = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    value, gradient, (kept,) = F.value_and_action_gradient(
+        lambda a: ((weight * a.square()).sum(-1), (a.sum(),)), action
+    )
+    torch.testing.assert_close(value, torch.tensor([-7.0], dtype=torch.float64))
+    torch.testing.assert_close(gradient, 2 * weight * action)
+    assert kept == 4
+    (second,) = torch.autograd.grad(gradient.sum(), weight)
+    torch.testing.assert_close(second, 2 * action[0])
+
+
+# ---------------------------------------------------------------- Proposition 3.1
+
+
+class LinearQuadratic:
+    """s' = A s + B a, reward -(s'Qs + a'Ra), a = K s, deterministic: Q^pi is exactly quadratic.
+
+    V(s) = -s'Ps with P the solution of P = Q + K'RK + gamma M'PM, M = A + BK, and
+    Q(s, a) = -(s'Qs + a'Ra) - gamma (As + Ba)'P(As + Ba).
+    """
+
+    gamma = 0.9
+
+    def __init__(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.A, self.B, self.K = 0.4 * draw(3, 3), draw(3, 2), 0.2 * draw(2, 3)
+        self.Q, self.R = torch.eye(3).double(), 0.5 * torch.eye(2).double()
+        self.closed = self.A + self.B @ self.K
+        scale = torch.linalg.eigvals(self.closed).abs().max()
+        if scale > 0.9:  # keep the closed loop stable
+            self.A, self.B = 0.9 * self.A / scale, 0.9 * self.B / scale
+            self.closed = self.A + self.B @ self.K
+        stage = self.Q + self.K.T @ self.R @ self.K
+        kron = torch.kron(self.closed.T.contiguous(), self.closed.T.contiguous())
+        identity = torch.eye(9, dtype=torch.float64)
+        solution = torch.linalg.solve(identity - self.gamma * kron, stage.flatten())
+        self.P = solution.reshape(3, 3)
+        self.start = draw(5, 3)
+
+    def states(self, horizon=400):
+        """Rollouts ``[T, 5, 3]`` and weights ``gamma^t``; the tail beyond is below 1e-18."""
+        states = [self.start]
+        for _ in range(horizon - 1):
+            states.append(states[-1] @ self.closed.T)
+        weight = self.gamma ** torch.arange(horizon, dtype=torch.float64)
+        return torch.stack(states), weight[:, None].expand(-1, 5)
+
+    def action_gradient(self, s, a):
+        s_next = s @ self.A.T + a @ self.B.T
+        return -2 * a @ self.R - 2 * self.gamma * s_next @ self.P @ self.B
+
+    def objective(self, gain):
+        """J, the mean discounted return from the starts, as a function of K."""
+        s, total = self.start, 0.0
+        for t in range(400):
+            a = s @ gain.T
+            total = total - self.gamma**t * ((s @ self.Q * s).sum(-1) + (a @ self.R * a).sum(-1))
+            s = s @ self.A.T + a @ self.B.T
+        return total.mean()
+
+
+def test_linear_quadratic_gradient_is_exact():
+    """The deterministic policy gradient theorem with the exact Q gives dJ/dK."""
+    problem = LinearQuadratic(0)
+    gain = problem.K.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(problem.objective(gain), gain)
+    states, weight = problem.states()
+    slope = problem.action_gradient(states, states @ problem.K.T)
+    gradient = torch.einsum("tb,tba,tbs->as", weight, slope, states) / 5
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_proposition_3_1_holds_for_perturbed_critics(seed):
+    """40 quadratic perturbations Q^ = Q + [s, a] D [s, a]' of many sizes, each seed.
+
+    ``delta = Q - Q^`` for the exact Q, whose TD error vanishes; the left side is the difference of
+    the two policy gradients, both over the same discounted states.
+    """
+    problem = LinearQuadratic(seed)
+    states, weight = problem.states()
+    action = states @ problem.K.T
+    policy = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    policy.weight.data.copy_(problem.K)
+    for size in torch.logspace(-4, 2, 40).tolist():
+        form = size * torch.randn(5, 5, dtype=torch.float64)
+        inputs = torch.cat([states, action], -1)
+        error = -(inputs @ (form + form.T))[..., 3:]  # grad_a (Q - Q^)
+        # sum_t gamma^t = 1 / (1 - gamma): the theorem's normalisation
+        left = torch.einsum("tb,tba,tbs->as", weight, error, states).norm() / 5
+        right = policy_gradient_bound(
+            policy,
+            states.flatten(0, 1),
+            error.flatten(0, 1),
+            gamma=problem.gamma,
+            weight=weight.flatten(),
+        )
+        assert 0 < left <= right
+
+
+def test_bound_is_tight_in_one_dimension():
+    """One state, one action, one parameter: both sides are the same number."""
+    policy = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    bound = policy_gradient_bound(
+        policy, torch.tensor([[2.0]]).double(), torch.tensor([[-3.0]]).double(), gamma=0.75
+    )
+    assert bound == 2 * 3 / 0.25
+
+
+def test_bound_names_bad_input():
+    policy = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\), got 1.0"):
+        policy_gradient_bound(policy, torch.ones(1, 1), torch.ones(1, 1), gamma=1.0)
+    with pytest.raises(ValueError, match=r"state must be \[B, D\]"):
+        policy_gradient_bound(policy, torch.ones(1), torch.ones(1, 1), gamma=0.5)

@@ -1,0 +1,229 @@
+"""Evaluation, minibatches, metrics, guards and the run folder."""
+
+from __future__ import annotations
+
+import csv
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.record.loggers import CSVLogger
+
+from torchrl_mage import Task, get_task
+from torchrl_mage.trainers import (
+    Evaluation,
+    RunFolder,
+    RunningMeans,
+    check_finite,
+    compiled,
+    evaluate,
+    member_minibatches,
+)
+
+# ---------------------------------------------------------------- evaluation
+
+
+def push(value):
+    return TensorDictModule(
+        lambda s: torch.full_like(s[..., :1], value), ["observation"], ["action"]
+    )
+
+
+def test_evaluation_equals_a_plain_gymnasium_loop():
+    env = get_task("torchrl_mage/ContinuousCartPole-v1").make_env()
+    evaluation = evaluate(env, push(0.3), episodes=4, seed=5)
+    plain = gymnasium.make("torchrl_mage/ContinuousCartPole-v1")
+    plain.reset(seed=5)  # set_seed resets once, and so does each episode
+    lengths = []
+    for _ in range(4):
+        plain.reset()
+        done, length = False, 0
+        while not done:
+            _, _, terminated, truncated, _ = plain.step(np.array([0.3], dtype=np.float32))
+            done, length = terminated or truncated, length + 1
+        lengths.append(float(length))
+    assert evaluation.lengths.tolist() == lengths
+    assert evaluation.returns.tolist() == lengths
+    assert evaluation.mean == pytest.approx(np.mean(lengths))
+    assert evaluation.std == pytest.approx(np.std(lengths))
+    assert str(evaluation) == f"{np.mean(lengths):.2f} +- {np.std(lengths):.2f} over 4 episodes"
+
+
+def test_evaluation_is_deterministic_and_leaves_the_generator_alone():
+    env = get_task("Pendulum-v1").make_env()
+    noisy = TensorDictSequential(push(0.1), AdditiveGaussianModule(env.action_spec, sigma_init=1.0))
+    state = torch.get_rng_state()
+    first = evaluate(env, noisy, episodes=2, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    env.rollout(3)  # whatever was done between: the seed alone counts
+    assert torch.equal(first.returns, evaluate(env, noisy, episodes=2, seed=1).returns)
+    assert not torch.equal(first.returns, evaluate(env, noisy, episodes=2, seed=2).returns)
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        evaluate(env, noisy, episodes=0, seed=1)
+
+
+# ---------------------------------------------------------------- minibatches
+
+
+@given(
+    size=st.integers(1, 60),
+    ensemble_size=st.integers(1, 4),
+    batch_size=st.integers(1, 20),
+    min_batches=st.integers(1, 15),
+    exact=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_minibatches_are_whole_epochs_of_permutations(
+    size, ensemble_size, batch_size, min_batches, exact
+):
+    batches = list(
+        member_minibatches(
+            size,
+            ensemble_size=ensemble_size,
+            batch_size=batch_size,
+            min_batches=min_batches,
+            exact=exact,
+        )
+    )
+    width = min(size, batch_size)
+    per_epoch = size // width
+    if exact:
+        assert len(batches) == min_batches
+    else:
+        assert len(batches) % per_epoch == 0
+        assert min_batches <= len(batches) < min_batches + per_epoch
+    for start in range(0, len(batches), per_epoch):
+        epoch = torch.cat(batches[start : start + per_epoch], 1)
+        for member in epoch:
+            assert len(member.unique()) == len(member), "no transition twice in an epoch"
+            assert 0 <= member.min() <= member.max() < size
+    assert {tuple(batch.shape) for batch in batches} == {(ensemble_size, width)}
+
+
+def test_members_are_permuted_on_their_own():
+    (batch,) = member_minibatches(100, ensemble_size=2, batch_size=100, min_batches=1)
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match=r"must be at least 1, got \(0, 2, 4, 1\)"):
+        next(member_minibatches(0, ensemble_size=2, batch_size=4, min_batches=1))
+
+
+# ---------------------------------------------------------------- guards
+
+
+class Broken(gymnasium.Env):
+    """Gives NaN at its third step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        bad = np.nan if self.steps == 3 else 0.0
+        return np.array([0.0, bad], np.float32), 0.0, False, False, {}
+
+
+def test_nan_observations_are_named():
+    gymnasium.register("torchrl_mage_test/Broken-v0", Broken)
+    try:
+        env = Task("torchrl_mage_test/Broken-v0").make_env(disable_env_checker=True)
+        data = env.rollout(3)
+    finally:
+        gymnasium.registry.pop("torchrl_mage_test/Broken-v0")
+    check_finite(data[:2], step=2, source="environment Broken-v0")
+    message = (
+        r"step 3: the environment Broken-v0 gave next.observation = nan \(1 of 2 values not finite"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        check_finite(data[2:], step=3, source="environment Broken-v0")
+
+
+# ---------------------------------------------------------------- metrics and run folder
+
+
+def test_running_means_weigh_each_call_equally():
+    means = RunningMeans()
+    means.add(a=torch.tensor([1.0, 3.0]), b=torch.tensor(5.0, requires_grad=True))
+    means.add(a=torch.tensor([[6.0]]))
+    assert means.pop() == {"a": 4.0, "b": 5.0}
+    assert means.pop() == {}
+
+
+def make_run(path, **kwargs):
+    return RunFolder(path, columns=["loss", "other"], total_steps=20, title="test", **kwargs)
+
+
+def test_run_folder_writes_rows_curve_and_scalars(tmp_path):
+    logger = CSVLogger("logs", str(tmp_path))
+    with make_run(tmp_path, show=["loss"], logger=logger) as run:
+        run.add(loss=torch.tensor(1.0))
+        run.log(5)
+        run.add(loss=torch.tensor(3.0))
+        run.log(10)
+        run.evaluated(10, Evaluation(torch.tensor([1.0, 3.0]), torch.ones(2)))
+        run.evaluated(20, Evaluation(torch.tensor([5.0]), torch.ones(1)))
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "step",
+        "eval_return_mean",
+        "eval_return_std",
+        "wall_time",
+        "loss",
+        "other",
+    ]
+    assert (rows[0]["step"], rows[0]["eval_return_mean"], rows[0]["eval_return_std"]) == (
+        "10",
+        "2.0",
+        "1.0",
+    )
+    assert (rows[0]["loss"], rows[0]["other"], rows[1]["loss"]) == ("2.0", "", "")
+    assert 0 <= float(rows[0]["wall_time"]) <= float(rows[1]["wall_time"])
+    assert (tmp_path / "learning_curve.png").read_bytes()[1:4] == b"PNG"
+    points = (tmp_path / "logs" / "scalars" / "train" / "loss.csv").read_text().split()
+    assert points == ["5,1.0", "10,3.0"]
+
+
+def test_unknown_metric_is_named(tmp_path):
+    with make_run(tmp_path) as run, pytest.raises(ValueError, match=r"\['lose'\] are no columns"):
+        run.add(lose=torch.tensor(1.0))
+
+
+def test_divergence_stops_the_run(tmp_path):
+    with make_run(tmp_path) as run:
+        run.add(loss=torch.tensor(float("nan")), other=torch.tensor(1.0))
+        with pytest.raises(FloatingPointError, match="step 5: training diverged, loss = nan"):
+            run.log(5)
+
+
+# ---------------------------------------------------------------- compilation
+
+
+def test_without_a_compiler_it_says_so_and_stays_eager(monkeypatch):
+    module = nn.Linear(1, 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler.*compile=false"):
+        assert compiled(module, enabled=True, device=torch.device("cpu")) is module
+    assert compiled(module, enabled=False, device=torch.device("cpu")) is module
+
+
+def test_check_finite_passes_integers_and_nested():
+    td = TensorDict({"i": torch.ones(2, dtype=torch.int64), ("a", "b"): torch.ones(2)}, [2])
+    check_finite(td, step=1, source="test")
+    td["a", "b"][1] = float("inf")
+    with pytest.raises(FloatingPointError, match="a.b = inf"):
+        check_finite(td, step=1, source="test")

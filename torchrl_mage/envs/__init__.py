@@ -1,0 +1,25 @@
+"""Tasks with known rewards, and environments made of world models."""
+
+from torchrl_mage.envs.cartpole import ContinuousCartPoleEnv
+from torchrl_mage.envs.model_based import ModelBasedEnv
+from torchrl_mage.envs.mujoco import ForwardVelocity
+from torchrl_mage.envs.pendulum import OraclePendulum
+from torchrl_mage.envs.tasks import (
+    Task,
+    get_task,
+    register_task,
+    reward_module,
+    termination_module,
+)
+
+__all__ = [
+    "ContinuousCartPoleEnv",
+    "ForwardVelocity",
+    "ModelBasedEnv",
+    "OraclePendulum",
+    "Task",
+    "get_task",
+    "register_task",
+    "reward_module",
+    "termination_module",
+]

@@ -1,0 +1,141 @@
+"""Tasks: an environment with its known, differentiable reward and termination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.wrappers import RescaleAction
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.envs import GymWrapper
+
+TransitionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A gymnasium environment and what is known of it.
+
+    Args:
+        name: gymnasium id.
+        reward: module reading ``observation`` ``[*B, D]``, ``action`` ``[*B, A]`` in [-1, 1] and
+            ``("next", "observation")``, writing ``("next", "reward")`` ``[*B, 1]``, differentiably.
+        termination: likewise, writing the boolean ``("next", "terminated")`` ``[*B, 1]``; ``None``
+            where the task never ends. A time limit is no termination.
+        wrap: applied to the gymnasium environment before its actions are rescaled.
+
+    Example:
+        >>> task = Task("Pendulum-v1", reward=None)
+        >>> task.make_env().rollout(2)["action"].shape
+        torch.Size([2, 1])
+    """
+
+    name: str
+    reward: TensorDictModule | None = None
+    termination: TensorDictModule | None = None
+    wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None
+
+    def make_env(self, *, device: torch.device | str = "cpu", **kwargs: Any) -> GymWrapper:
+        """The environment: ``observation`` in float32, actions in [-1, 1].
+
+        Args:
+            device: where the tensors live.
+            **kwargs: passed to :func:`gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+
+        Raises:
+            ValueError: the actions are not a bounded box, or the observations not one vector.
+        """
+        env = gymnasium.make(self.name, **kwargs)
+        space = env.action_space
+        if not (isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded("both")):
+            raise ValueError(
+                f"{self.name} has the action space {space}; MAGE needs a bounded Box of one "
+                "dimension. Wrap the environment so that its actions are bounded and continuous."
+            )
+        observations = env.observation_space
+        if not (isinstance(observations, Box) and len(observations.shape) == 1):
+            raise ValueError(
+                f"{self.name} has the observation space {observations}; MAGE needs one vector. "
+                "Wrap the environment, e.g. with gymnasium.wrappers.FlattenObservation."
+            )
+        if self.wrap is not None:
+            env = self.wrap(env)
+        if not (np.all(space.low == -1) and np.all(space.high == 1)):
+            env = RescaleAction(env, np.float32(-1), np.float32(1))
+        return GymWrapper(Float32Observation(env), device=device)
+
+
+class Float32Observation(gymnasium.ObservationWrapper):
+    """Observations in float32."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, Box)
+        self.observation_space = Box(
+            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+        )
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """Casts the observation."""
+        return np.asarray(observation, dtype=np.float32)
+
+
+def reward_module(function: TransitionFunction) -> TensorDictModule:
+    """Reads a transition and writes ``function(s, a, s')``, ``[*B, 1]``, as its reward."""
+    return TensorDictModule(
+        function,
+        in_keys=["observation", "action", ("next", "observation")],
+        out_keys=[("next", "reward")],
+    )
+
+
+def termination_module(function: Callable[[Tensor], Tensor]) -> TensorDictModule:
+    """Reads a transition and writes the boolean ``function(s')``, ``[*B, 1]``, as terminated."""
+    return TensorDictModule(
+        function, in_keys=[("next", "observation")], out_keys=[("next", "terminated")]
+    )
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def register_task(task: Task) -> Task:
+    """Makes ``task`` known to :func:`get_task` under its name.
+
+    Raises:
+        ValueError: another task has that name.
+
+    Example:
+        >>> task = register_task(Task("InvertedPendulum-v5"))
+        >>> get_task("InvertedPendulum-v5") is task
+        True
+    """
+    if task.name in _TASKS:
+        raise ValueError(f"the task {task.name!r} is registered already.")
+    _TASKS[task.name] = task
+    return task
+
+
+def get_task(name: str) -> Task:
+    """The task of a gymnasium id.
+
+    Raises:
+        ValueError: no task has that name.
+
+    Example:
+        >>> get_task("Pendulum-v1").make_env().observation_spec["observation"].shape
+        torch.Size([3])
+    """
+    if name not in _TASKS:
+        raise ValueError(
+            f"unknown task {name!r}; known are {sorted(_TASKS)}. Use register_task(Task(...)) for "
+            "your own."
+        )
+    return _TASKS[name]

@@ -1,0 +1,15 @@
+"""Networks and statistics."""
+
+from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
+from torchrl_mage.modules.mlp import xavier_mlp
+from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
+from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
+
+__all__ = [
+    "EnsembleLinear",
+    "EnsembleMLP",
+    "GaussianEnsembleWorldModel",
+    "Normalizer",
+    "RunningStatistics",
+    "xavier_mlp",
+]

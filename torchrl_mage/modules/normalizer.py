@@ -1,0 +1,141 @@
+"""Running statistics, and the normaliser of states that the agent's networks share."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+# Below this standard deviation a feature counts as constant and is only centred.
+MIN_STD = 1e-6
+
+
+class RunningStatistics(nn.Module):
+    """Mean and population standard deviation of a stream of vectors.
+
+    Buffers change in place, so that whoever holds this module, or its tensors, sees every update.
+    A feature whose standard deviation is below ``1e-6`` gets 1, so that it is centred only.
+
+    Args:
+        size: number of features ``D``.
+        device: device of the buffers.
+        dtype: floating dtype of the buffers.
+
+    Example:
+        >>> statistics = RunningStatistics(1)
+        >>> statistics.update(torch.tensor([[1.0], [3.0]]))
+        >>> statistics.mean, statistics.std
+        (tensor([2.]), tensor([1.]))
+        >>> statistics.normalize(torch.tensor([4.0]))
+        tensor([2.])
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size must be a positive number of features, got {size}.")
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("mean", torch.zeros(size, device=device, dtype=dtype))
+        self.register_buffer("var", torch.zeros(size, device=device, dtype=dtype))
+        self.register_buffer("std", torch.ones(size, device=device, dtype=dtype))
+
+    @torch.no_grad()
+    def update(self, values: Tensor) -> None:
+        """Takes in new vectors, each to be passed once (Chan et al.'s parallel update).
+
+        Args:
+            values: ``[*B, D]``.
+
+        Raises:
+            ValueError: the last dimension is not ``D``.
+        """
+        if values.shape[-1:] != self.mean.shape:
+            raise ValueError(
+                f"expected vectors of {self.mean.shape[0]} features, got shape "
+                f"{tuple(values.shape)}; the last dimension must be the feature dimension."
+            )
+        values = values.reshape(-1, values.shape[-1]).to(self.mean)
+        if not len(values):
+            return
+        total = self.count + len(values)
+        share = len(values) / total.to(self.mean.dtype)
+        var, mean = torch.var_mean(values, 0, correction=0)
+        shift = mean - self.mean
+        self.var.lerp_(var, share).add_(share * (1 - share) * shift.square())
+        self.mean.add_(share * shift)
+        self.count.copy_(total)
+        std = self.var.sqrt()
+        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Centres and scales ``values`` of shape ``[*B, D]``."""
+        return (values - self.mean) / self.std
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """Inverse of :meth:`normalize`."""
+        return values * self.std + self.mean
+
+
+class Normalizer(TensorDictModuleBase):
+    """Writes the normalised observation beside the raw one.
+
+    One normaliser serves all of an agent: in front of the actor, in front of the loss, and, through
+    :meth:`on`, behind the dynamics in the world model. It holds the only copy of the statistics;
+    actor and critics read ``out_key`` and hold none, so nothing of them goes stale.
+
+    Args:
+        obs_dim: number of observation features.
+        in_key: where the raw observation ``[*B, D]`` is read.
+        out_key: where the normalised observation ``[*B, D]`` is written.
+        device: device of the statistics.
+        dtype: dtype of the statistics.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> normalizer = Normalizer(2)
+        >>> normalizer.update(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+        >>> normalizer(TensorDict(observation=torch.tensor([2.0, 1.0])))["normalized_observation"]
+        tensor([ 1., -1.])
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        *,
+        in_key: NestedKey = "observation",
+        out_key: NestedKey = "normalized_observation",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.statistics = RunningStatistics(obs_dim, device=device, dtype=dtype)
+        self.in_keys = [in_key]
+        self.out_keys = [out_key]
+
+    def on(self, in_key: NestedKey, out_key: NestedKey) -> Normalizer:
+        """The same normaliser, with the same statistics, on other keys."""
+        twin = Normalizer(self.statistics.mean.shape[0], in_key=in_key, out_key=out_key)
+        twin.statistics = self.statistics
+        return twin
+
+    def update(self, observation: Tensor) -> None:
+        """Takes in new observations ``[*B, D]``, each to be passed once."""
+        self.statistics.update(observation)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the normalised observation into ``tensordict``."""
+        observation = tensordict.get(self.in_keys[0])
+        return tensordict.set(self.out_keys[0], self.statistics.normalize(observation))

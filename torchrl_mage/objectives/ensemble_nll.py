@@ -1,0 +1,146 @@
+"""Maximum likelihood for the ensemble world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+
+from torchrl_mage.functional import gaussian_nll
+from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
+
+
+class GaussianEnsembleLoss(LossModule):
+    r"""Negative log-likelihood of observed transitions under each member of an ensemble.
+
+    .. math:: \text{mean}_{e, b, d}\; (\mu_e - t)^2 / \sigma_e^2 + \log \sigma_e^2
+
+    with ``t`` the normalised state difference (arXiv:2004.14309, Algorithm 2 and appendix D.2).
+
+    Args:
+        world_model: the ensemble.
+        per_member: ``True``: the tensordict has shape ``[E, *B]``, one minibatch for each member;
+            ``False``: it has any shape ``[*B]``, one batch for all members.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. The mean is over members, batch and
+            features. ``"none"`` gives the mean over features, in the tensordict's shape with
+            ``per_member=True`` and of shape ``[E, *B]`` otherwise.
+
+    Keys (see ``set_keys``): ``observation``, ``action`` and ``next_observation``, by default those
+    of the world model. Writes ``loss_world_model`` and, detached and in normalised units,
+    ``mean_squared_error`` and ``log_variance``.
+
+    Raises:
+        ValueError: the batch does not lead with one minibatch for each member.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> model = GaussianEnsembleWorldModel(3, 1, ensemble_size=4, num_cells=(16,))
+        >>> loss = GaussianEnsembleLoss(model, per_member=False)
+        >>> data = TensorDict(
+        ...     {
+        ...         "observation": torch.zeros(10, 3),
+        ...         "action": torch.zeros(10, 1),
+        ...         "next": {"observation": torch.ones(10, 3)},
+        ...     },
+        ...     batch_size=[10],
+        ... )
+        >>> loss(data)["loss_world_model"].shape
+        torch.Size([])
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that ``set_keys`` accepts."""
+
+        observation: NestedKey = "observation"
+        action: NestedKey = "action"
+        next_observation: NestedKey = ("next", "observation")
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    out_keys = ["loss_world_model", "mean_squared_error", "log_variance"]  # noqa: RUF012
+
+    world_model: GaussianEnsembleWorldModel
+    world_model_params: TensorDictParams
+    target_world_model_params: TensorDictParams
+
+    def __init__(
+        self,
+        world_model: GaussianEnsembleWorldModel,
+        *,
+        per_member: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        self.convert_to_functional(world_model, "world_model")
+        self.per_member = per_member
+        self.reduction = reduction
+        observation, action = world_model.in_keys
+        self.set_keys(
+            observation=observation, action=action, next_observation=world_model.out_keys[0]
+        )
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        """A model's likelihood has no value estimator."""
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """The keys of a transition."""
+        keys = self.tensor_keys
+        return [keys.observation, keys.action, keys.next_observation]
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss of the transitions in ``tensordict``."""
+        loss, metadata = self.nll(tensordict)
+        return TensorDict(loss_world_model=loss, **metadata)
+
+    def nll(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its detached diagnostics, for a trainer that wants no tensordict."""
+        observation, action, next_observation = (
+            self._read(tensordict, key) for key in self.in_keys
+        )
+        model = self.world_model
+        batch = observation.shape[:-1]
+        if self.per_member and batch[:1] != (model.ensemble_size,):
+            raise ValueError(
+                f"per_member=True needs one minibatch for each of the {model.ensemble_size} "
+                f"members, shape [{model.ensemble_size}, *batch]; got {list(batch)}. Pass "
+                "per_member=False to train all members on one batch."
+            )
+        with self.world_model_params.to_module(model, preserve_module_state=False):
+            input_ = model.normalized_input(observation, action)
+            target = model.normalized_difference(observation, next_observation)
+            if not self.per_member:
+                input_, target = (x.expand(model.ensemble_size, *x.shape) for x in (input_, target))
+            rows = batch[1:].numel() if self.per_member else batch.numel()
+            gaussian = model.gaussian(input_.reshape(model.ensemble_size, rows, input_.shape[-1]))
+        mean, log_var = (part.reshape(target.shape) for part in gaussian)
+        loss = self._reduce_loss(gaussian_nll(mean, log_var, target).mean(-1), tensordict)
+        self._clear_weakrefs(tensordict, "world_model_params", "target_world_model_params")
+        return loss, {
+            "mean_squared_error": (mean.detach() - target).square().mean(),
+            "log_variance": log_var.detach().mean(),
+        }
+
+    def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        value = tensordict.get(key, None)
+        if value is None:
+            raise ValueError(
+                f"the tensordict has no entry {key!r}; it holds "
+                f"{sorted(map(str, tensordict.keys(True, True)))}. Use set_keys to name yours."
+            )
+        dtype = self.world_model.network[0].weight.dtype
+        if value.dtype != dtype:
+            raise ValueError(
+                f"entry {key!r} has dtype {value.dtype}, the world model {dtype}; convert one of "
+                "them."
+            )
+        return value

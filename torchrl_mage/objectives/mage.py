@@ -1,0 +1,507 @@
+"""MAGE: a critic trained on the action-gradient of its TD error, and its actor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.objectives import TD3Loss, ValueEstimators
+from torchrl.objectives.utils import default_value_kwargs
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
+
+LOSS_FUNCTIONS = ("smooth_l1", "l2", "l1")
+
+
+class MAGELoss(TD3Loss):
+    r"""The critic and actor losses of MAGE-TD3, from states alone.
+
+    The world model imagines :math:`s' \sim p(s, a)` at :math:`a = \pi(s)`, with its reward, and
+
+    .. math::
+        y &= r + \gamma \min_i \bar Q_i(s', \bar\pi(s') + \epsilon), \qquad \delta_i = y - Q_i(s, a)
+
+        L_Q &= \sum_i \text{mean}\; c\,\rho(\|\nabla_a \delta_i\|) + \lambda\,\rho(\delta_i)
+
+        L_\pi &= -\text{mean}\; \min_i Q_i(s, \pi(s))
+
+    (arXiv:2004.14309, Algorithm 2; Huber :math:`\rho` from appendix D.2). Since ``y`` does not
+    depend on the critics in training, its action-gradient is computed once, as a constant, and only
+    :math:`\nabla_a Q_i` is differentiated twice; the result is exactly that of differentiating
+    through everything.
+
+    Args:
+        actor_network: deterministic policy, writes ``action``.
+        qvalue_network: critic ``Q(s, a)``, writes ``state_action_value`` ``[*B, 1]``. A list of
+            critics keeps each one's initial parameters; a single one is replicated
+            ``num_qvalue_nets`` times with parameters redrawn uniformly in the original's range.
+        world_model: reads the state and ``action``, writes under ``"next"`` the keys that actor and
+            critics read, ``reward`` ``[*B, 1]`` and, if the task ends, ``terminated`` (boolean). A
+            differentiable ``termination_probability`` masks the target by ``1 - p`` instead. It
+            gets no gradient, is not part of ``parameters()`` or the state dict, and may be trained
+            in place meanwhile.
+
+    Keyword Args:
+        action_spec: bounded spec of the action; exclusive with ``bounds``.
+        bounds: ``(low, high)`` of the action; exclusive with ``action_spec``.
+        num_qvalue_nets: number of critics; 1, without target noise, is MAGE-DDPG.
+        lmbda: weight of the TD error, :math:`\lambda \ge 0`.
+        gradient_coeff: weight ``c`` of the action-gradient error; 0 is Dyna-TD3.
+        policy_noise: standard deviation of the target policy's noise.
+        noise_clip: its bound.
+        loss_function: :math:`\rho`: ``"smooth_l1"``, ``"l2"`` or ``"l1"``.
+        delay_actor: whether the actor has a target network.
+        delay_qvalue: whether the critics have target networks.
+        separate_losses: whether parameters shared by actor and critic are trained by the actor's
+            loss only.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (the states' batch shape).
+        deactivate_vmap: whether to loop over the critics instead of vectorising them.
+
+    :meth:`forward` writes ``loss_qvalue``, ``loss_actor`` and, detached: ``td_error``
+    (:math:`|\delta_i|`, ``[C, *B]``), ``action_gradient_error`` (:math:`\|\nabla_a\delta_i\|`,
+    ``[C, *B]``), ``action_gradient`` (:math:`\|\nabla_a Q_i\|`, ``[C, *B]``), ``pred_value``
+    ``[C, *B]``, ``target_value`` ``[*B]``, ``next_terminated`` (share or probability, ``[*B]``) and
+    ``state_action_value_actor`` ``[C, *B]``. The gradient's entries are absent when
+    ``gradient_coeff`` is 0. Its input is left as it was but for the priority key ``td_error``.
+
+    Randomness comes from the global generator: the world model's draws, then the target noise.
+
+    Raises:
+        ValueError: an argument is out of range; an entry is missing or has the wrong shape or
+            dtype; the world model writes no reward; or, at the first eager call, its next state
+            does not depend on the action.
+
+    Example:
+        >>> from torchrl.modules import MLP, TanhModule
+        >>> from torchrl_mage import GaussianEnsembleWorldModel
+        >>> from tensordict.nn import TensorDictSequential
+        >>> world_model = TensorDictSequential(
+        ...     GaussianEnsembleWorldModel(3, 1, num_cells=(16,)),
+        ...     TensorDictModule(
+        ...         lambda a: -a.square(), in_keys=["action"], out_keys=[("next", "reward")]
+        ...     ),
+        ... )
+        >>> actor = TensorDictModule(
+        ...     torch.nn.Sequential(MLP(3, 1, num_cells=[16]), torch.nn.Tanh()),
+        ...     in_keys=["observation"], out_keys=["action"],
+        ... )
+        >>> critics = [
+        ...     TensorDictModule(
+        ...         MLP(4, 1, num_cells=[16]),
+        ...         in_keys=["observation", "action"], out_keys=["state_action_value"],
+        ...     )
+        ...     for _ in range(2)
+        ... ]
+        >>> loss = MAGELoss(actor, critics, world_model, bounds=(-1.0, 1.0))
+        >>> _ = loss.make_value_estimator(gamma=0.99)
+        >>> from torchrl.objectives import SoftUpdate
+        >>> updater = SoftUpdate(loss, tau=0.005)
+        >>> out = loss(TensorDict(observation=torch.zeros(8, 3), batch_size=[8]))
+        >>> out["loss_qvalue"].shape, out["action_gradient_error"].shape
+        (torch.Size([]), torch.Size([2, 8]))
+    """
+
+    @dataclass
+    class _AcceptedKeys(TD3Loss._AcceptedKeys):
+        """Keys that ``set_keys`` accepts; ``reward``, ``terminated`` ... are read under "next"."""
+
+        termination_probability: NestedKey = "termination_probability"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    out_keys = [  # noqa: RUF012
+        "loss_actor",
+        "loss_qvalue",
+        "td_error",
+        "action_gradient_error",
+        "action_gradient",
+        "pred_value",
+        "target_value",
+        "next_terminated",
+        "state_action_value_actor",
+    ]
+    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
+
+    actor_network: TensorDictModule
+    qvalue_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    qvalue_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+    world_model: TensorDictModuleBase
+    max_action: Tensor
+    min_action: Tensor
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        qvalue_network: TensorDictModule | Sequence[TensorDictModule],
+        world_model: TensorDictModuleBase,
+        *,
+        action_spec: TensorSpec | None = None,
+        bounds: tuple[float, float] | None = None,
+        num_qvalue_nets: int = 2,
+        lmbda: float = 0.2,
+        gradient_coeff: float = 1.0,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        loss_function: str = "smooth_l1",
+        delay_actor: bool = True,
+        delay_qvalue: bool = True,
+        separate_losses: bool = False,
+        reduction: str = "mean",
+        deactivate_vmap: bool = False,
+    ) -> None:
+        for name, value in (
+            ("lmbda", lmbda),
+            ("gradient_coeff", gradient_coeff),
+            ("policy_noise", policy_noise),
+            ("noise_clip", noise_clip),
+        ):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+        if num_qvalue_nets < 1:
+            raise ValueError(f"num_qvalue_nets must be at least 1, got {num_qvalue_nets}.")
+        if loss_function not in LOSS_FUNCTIONS:
+            raise ValueError(
+                f"loss_function must be one of {LOSS_FUNCTIONS}, got {loss_function!r}."
+            )
+        if isinstance(qvalue_network, Sequence) and len(qvalue_network) != num_qvalue_nets:
+            raise ValueError(
+                f"got a list of {len(qvalue_network)} critics and num_qvalue_nets="
+                f"{num_qvalue_nets}; they must agree."
+            )
+        if action_spec is not None and not isinstance(action_spec, (Bounded, Composite)):
+            raise ValueError(
+                f"MAGE needs a bounded continuous action, got the spec {action_spec}. Rescale the "
+                "environment's actions to a box, or pass bounds=(low, high)."
+            )
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            action_spec=action_spec,
+            bounds=bounds,
+            num_qvalue_nets=num_qvalue_nets,
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
+            loss_function=loss_function,
+            delay_actor=delay_actor,
+            delay_qvalue=delay_qvalue,
+            separate_losses=separate_losses,
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+        )
+        for parameter in self.parameters():  # bounds given as floats are float32
+            self.max_action = self.max_action.to(parameter.dtype)
+            self.min_action = self.min_action.to(parameter.dtype)
+            break
+        # Not registered: the model is trained elsewhere, and its weights are not the loss's.
+        self.__dict__["world_model"] = world_model
+        self.lmbda = float(lmbda)
+        self.gradient_coeff = float(gradient_coeff)
+        self._next_state_checked = False
+
+    # ------------------------------------------------------------------ losses
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses and their diagnostics, from the states in ``tensordict``."""
+        loss_actor, actor_metadata = self.actor_loss(tensordict)
+        loss_qvalue, metadata = self.value_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, metadata["td_error"].max(0).values)
+        return TensorDict(
+            loss_actor=loss_actor, loss_qvalue=loss_qvalue, **actor_metadata, **metadata
+        )
+
+    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critics' loss and its detached diagnostics."""
+        state = self._state(tensordict)
+        estimator = self.value_estimator  # made here if need be: not inside a transform
+        if self.gradient_coeff and not (self._next_state_checked or torch.compiler.is_compiling()):
+            self._check_next_state(state)
+        with torch.no_grad():
+            action = self._act(state, self.actor_network_params)
+            if self.gradient_coeff:
+                target, target_gradient, terminated = value_and_action_gradient(
+                    lambda action: self._target(state, action, estimator), action
+                )
+            else:
+                target, terminated = self._target(state, action, estimator)
+
+        action_CBA = action.expand(self.num_qvalue_nets, *action.shape)
+        metadata = {"target_value": target, "next_terminated": terminated}
+        gradient_error = None
+        if self.gradient_coeff:
+            value, gradient, _ = value_and_action_gradient(
+                lambda action: (self._qvalue(state, action, self.qvalue_network_params), ()),
+                action_CBA,
+            )
+            gradient_error = target_gradient - gradient
+            metadata["action_gradient_error"] = gradient_error.detach().norm(dim=-1)
+            metadata["action_gradient"] = gradient.detach().norm(dim=-1)
+        else:
+            value = self._qvalue(state, action_CBA, self.qvalue_network_params)
+        td_error = target - value
+        metadata |= {"td_error": td_error.detach().abs(), "pred_value": value.detach()}
+        loss = mage_critic_loss(
+            td_error,
+            gradient_error,
+            lmbda=self.lmbda,
+            gradient_coeff=self.gradient_coeff,
+            loss_function=self.loss_function,
+        )
+        loss = self._reduce_loss(loss, tensordict)
+        self._forget(tensordict)
+        return loss, metadata
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The actor's loss and its detached diagnostics."""
+        state = self._state(tensordict)
+        action = self._act(state, self.actor_network_params)
+        value = self._qvalue(
+            state,
+            action.expand(self.num_qvalue_nets, *action.shape),
+            self._cached_detach_qvalue_network_params,
+        )
+        loss = self._reduce_loss(-value.min(0).values, tensordict)
+        self._forget(tensordict)
+        return loss, {"state_action_value_actor": value.detach()}
+
+    # ------------------------------------------------------------------ their parts
+
+    def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
+        """``pi(s)``, ``[*B, A]``."""
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            out = self.actor_network(state.select(*self.actor_network.in_keys))
+        return out.get(self.tensor_keys.action)
+
+    def _qvalue(self, state: TensorDictBase, action_CBA: Tensor, params: TensorDictBase) -> Tensor:
+        """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action."""
+        td = state.select(*self.qvalue_network.in_keys, strict=False)
+        td = td.expand(self.num_qvalue_nets, *td.batch_size).set(
+            self.tensor_keys.action, action_CBA
+        )
+        value = self._vmap_qvalue_network00(td, params).get(self.tensor_keys.state_action_value)
+        if value.shape != (*action_CBA.shape[:-1], 1):
+            raise ValueError(
+                f"the critic's {self.tensor_keys.state_action_value!r} has shape "
+                f"{tuple(value.shape)} over {self.num_qvalue_nets} critics, expected "
+                f"{(*action_CBA.shape[:-1], 1)}: end it with a layer of one output."
+            )
+        return value.squeeze(-1)
+
+    def _target(
+        self, state: TensorDictBase, action: Tensor, estimator: ValueEstimatorBase
+    ) -> tuple[Tensor, Tensor]:
+        """``y`` and the share of terminated next states, each ``[*B]``, differentiable in ``a``."""
+        keys = self.tensor_keys
+        imagined = self.world_model(state.clone(False).set(keys.action, action))
+        next_state = imagined.get("next", TensorDict(batch_size=state.batch_size))
+        reward = next_state.get(keys.reward, None)
+        terminated = next_state.get(keys.terminated, None)
+        probability = next_state.get(keys.termination_probability, None)
+        self._check_imagined(state, next_state, reward, terminated, probability)
+
+        next_state = next_state.select(*self._next_keys)
+        next_action = self._act(next_state, self.target_actor_network_params)
+        noise = (torch.randn_like(next_action) * self.policy_noise).clamp(
+            -self.noise_clip, self.noise_clip
+        )
+        next_action = (next_action + noise).clamp(self.min_action, self.max_action)
+        next_value = (
+            self._qvalue(
+                next_state,
+                next_action.expand(self.num_qvalue_nets, *next_action.shape),
+                self.target_qvalue_network_params,
+            )
+            .min(0)
+            .values.unsqueeze(-1)
+        )
+
+        if probability is not None:
+            next_value = next_value * (1 - probability)
+            terminated = None
+        ended = torch.zeros_like(reward, dtype=torch.bool) if terminated is None else terminated
+        transition = TensorDict(batch_size=state.batch_size)
+        for key, value in (
+            (keys.reward, reward),
+            (keys.terminated, ended),
+            (keys.done, ended),
+            (keys.state_action_value, next_value),
+        ):
+            transition.set(unravel_key(("next", key)), value)
+        target = estimator.value_estimate(transition)
+        share = ended.to(reward.dtype) if probability is None else probability
+        return target.squeeze(-1), share.squeeze(-1).detach()
+
+    # ------------------------------------------------------------------ keys and checks
+
+    @property
+    def _state_keys(self) -> list[NestedKey]:
+        """What the networks read of the current state."""
+        modules = (self.actor_network, self.qvalue_network, self.world_model)
+        keys = dict.fromkeys(unravel_key(key) for module in modules for key in module.in_keys)
+        keys.pop(unravel_key(self.tensor_keys.action), None)
+        return list(keys)
+
+    @property
+    def _next_keys(self) -> list[NestedKey]:
+        """What actor and critics read of the next state."""
+        keys = dict.fromkeys(
+            unravel_key(key)
+            for module in (self.actor_network, self.qvalue_network)
+            for key in module.in_keys
+        )
+        keys.pop(unravel_key(self.tensor_keys.action), None)
+        return list(keys)
+
+    def _set_in_keys(self) -> None:
+        self._in_keys = self._state_keys
+
+    def _state(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The states alone, with a batch size that the caller's tensordict may not carry."""
+        state = TensorDict()
+        for key in self._state_keys:
+            value = tensordict.get(key, None)
+            if value is None:
+                raise ValueError(
+                    f"the networks read {key!r}, which the tensordict does not hold; its keys are "
+                    f"{sorted(map(str, tensordict.keys(True, True)))}."
+                )
+            state.set(key, value)
+        dtype = self.max_action.dtype
+        for key in self._next_keys:
+            if state.get(key).dtype != dtype:
+                raise ValueError(
+                    f"entry {key!r} has dtype {state.get(key).dtype}, the networks {dtype}; "
+                    "convert one of them."
+                )
+        batch_size = tensordict.batch_size or state.get(self._next_keys[0]).shape[:-1]
+        state.batch_size = batch_size
+        return state
+
+    def _check_imagined(
+        self,
+        state: TensorDictBase,
+        next_state: TensorDictBase,
+        reward: Tensor | None,
+        terminated: Tensor | None,
+        probability: Tensor | None,
+    ) -> None:
+        """Names what the world model left out or wrote in another shape."""
+        keys = self.tensor_keys
+        if reward is None:
+            raise ValueError(
+                f"the world model writes no reward under {('next', keys.reward)!r}: append a "
+                "reward module, e.g. TensorDictSequential(dynamics, task.reward)."
+            )
+        column = (*state.batch_size, 1)
+        for key, value in (
+            (keys.reward, reward),
+            (keys.terminated, terminated),
+            (keys.termination_probability, probability),
+        ):
+            if value is not None and value.shape != column:
+                raise ValueError(
+                    f"the world model's {('next', key)!r} has shape {tuple(value.shape)}, expected "
+                    f"{column}."
+                )
+        if terminated is not None and terminated.dtype != torch.bool:
+            raise ValueError(
+                f"the world model's {('next', keys.terminated)!r} has dtype {terminated.dtype}, "
+                "expected torch.bool; write a probability under "
+                f"{('next', keys.termination_probability)!r}."
+            )
+        for key in self._next_keys:
+            value, now = next_state.get(key, None), state.get(key)
+            if value is None:
+                raise ValueError(
+                    f"actor or critics read {key!r}, but the world model writes no "
+                    f"{('next', key)!r}: append the module that computes it from the next state."
+                )
+            if value.shape != now.shape or value.dtype != now.dtype:
+                raise ValueError(
+                    f"the world model's {('next', key)!r} has shape {tuple(value.shape)} and dtype "
+                    f"{value.dtype}, the current state's {tuple(now.shape)} and {now.dtype}."
+                )
+
+    def _check_next_state(self, state: TensorDictBase) -> None:
+        """Refuses, once, a world model whose next state carries no gradient to the action."""
+        devices = [self.max_action.device] if self.max_action.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            action = self._act(state, self.actor_network_params).detach().requires_grad_()
+            imagined = self.world_model(state.clone(False).set(self.tensor_keys.action, action))
+            parts = [imagined.get(("next", *_as_tuple(key)), None) for key in self._next_keys]
+            parts = [part.sum() for part in parts if part is not None and part.requires_grad]
+            (gradient,) = (
+                torch.autograd.grad(sum(parts), action, allow_unused=True) if parts else (None,)
+            )
+        if gradient is None:
+            raise ValueError(
+                f"the world model's next state {[('next', key) for key in self._next_keys]} "
+                "carries no gradient to the action: MAGE differentiates through it. Remove "
+                "detach() or no_grad() from the model, sample by reparameterisation (rsample), or "
+                "set gradient_coeff=0 for Dyna."
+            )
+        self._next_state_checked = True
+
+    # ------------------------------------------------------------------ life cycle
+
+    def make_value_estimator(
+        self, value_type: ValueEstimators | None = None, **hyperparams: Any
+    ) -> MAGELoss:
+        """Sets ``gamma`` (0.99 by default) of the TD(0) target; other estimators need trajectories.
+
+        Raises:
+            NotImplementedError: ``value_type`` is not ``ValueEstimators.TD0``.
+        """
+        super().make_value_estimator(value_type, **hyperparams)
+        if not isinstance(value_type, ValueEstimatorBase):
+            # In the networks' dtype: a float32 gamma would cost a float64 loss half its digits.
+            gamma = hyperparams.get("gamma", default_value_kwargs(ValueEstimators.TD0)["gamma"])
+            self._value_estimator.gamma = torch.as_tensor(
+                gamma, dtype=self.max_action.dtype, device=self.max_action.device
+            )
+        return self
+
+    def _forget(self, tensordict: TensorDictBase) -> None:
+        self._clear_weakrefs(
+            tensordict,
+            "actor_network_params",
+            "qvalue_network_params",
+            "target_actor_network_params",
+            "target_qvalue_network_params",
+        )
+
+    def reset_parameters_recursive(self) -> None:
+        """Redraws actor and critics; the world model is not the loss's to reset."""
+        for name in ("actor_network", "qvalue_network"):
+            self._reset_module_parameters(name, getattr(self, name))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MAGELoss:
+        self.world_model._apply(fn)
+        return super()._apply(fn)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for closure in ("_vmap_qvalue_network00", "_vmap_actor_network00", "_cache"):
+            state.pop(closure, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_cache"] = {}
+        self._make_vmap()
+
+
+def _as_tuple(key: NestedKey) -> tuple[str, ...]:
+    return key if isinstance(key, tuple) else (key,)

@@ -1,0 +1,54 @@
+"""Polyak averaging of some of a loss's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict import TensorDictBase
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+
+
+class NetworkSoftUpdate(SoftUpdate):
+    """:class:`torchrl.objectives.SoftUpdate` for the named networks of a loss.
+
+    Algorithm 2 (arXiv:2004.14309) moves the critics' targets after every critic update and the
+    actor's target only after an actor update, so each has an updater of its own.
+
+    Args:
+        loss_module: the loss that holds the targets.
+        networks: names such as ``"qvalue_network"``.
+        tau: share of the trained parameters in each update.
+
+    Raises:
+        ValueError: the loss has no target of that name.
+
+    Example:
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torch import nn
+        >>> from torchrl.objectives import TD3Loss
+        >>> actor = TensorDictModule(nn.Linear(2, 1), ["observation"], ["action"])
+        >>> critic = TensorDictModule(nn.Linear(2, 1), ["observation"], ["state_action_value"])
+        >>> loss = TD3Loss(actor, critic, bounds=(-1.0, 1.0), delay_actor=True)
+        >>> critic_targets = NetworkSoftUpdate(loss, ["qvalue_network"], tau=0.005)
+        >>> actor_targets = NetworkSoftUpdate(loss, ["actor_network"], tau=0.005)
+        >>> critic_targets.step()
+    """
+
+    _source_names: list[str]
+    _target_names: list[str]
+    _sources: TensorDictBase
+    _targets: TensorDictBase
+
+    def __init__(self, loss_module: LossModule, networks: Sequence[str], *, tau: float) -> None:
+        super().__init__(loss_module, tau=tau)
+        unknown = {f"target_{name}_params" for name in networks} - set(self._target_names)
+        if unknown:
+            raise ValueError(
+                f"the loss has no {sorted(unknown)}; its targets are {sorted(self._target_names)}. "
+                "Build it with delay_actor=True and delay_qvalue=True."
+            )
+        self._target_names = [f"target_{name}_params" for name in networks]
+        self._source_names = [f"{name}_params" for name in networks]
+        self._sources = self._sources.select(*self._source_names).lock_()
+        self._targets = self._targets.select(*self._target_names).lock_()

@@ -1,0 +1,63 @@
+"""Guards that stop a run before a bad number travels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDictBase
+
+
+def check_finite(values: TensorDictBase, *, step: int, source: str) -> None:
+    """Refuses NaN and infinity.
+
+    Args:
+        values: floating entries are tested, nested ones too.
+        step: environment step, for the message.
+        source: who made the values, for the message.
+
+    Raises:
+        FloatingPointError: an entry is not finite; the message names it and its first bad value.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> check_finite(TensorDict(reward=torch.tensor([1.0, float("nan")])), step=7, source="env")
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: step 7: the env gave reward = nan (1 of 2 values not finite). ...
+    """
+    for key, value in values.items(include_nested=True, leaves_only=True):
+        if not value.is_floating_point() or torch.isfinite(value).all():
+            continue
+        bad = value[~torch.isfinite(value)]
+        name = ".".join(key) if isinstance(key, tuple) else key
+        raise FloatingPointError(
+            f"step {step}: the {source} gave {name} = {bad[0].item()} ({bad.numel()} of "
+            f"{value.numel()} values not finite). Nothing was trained on it; look for a division "
+            "by zero or a state out of bounds there, or for a loss that diverged before."
+        )
+
+
+def check_finite_metrics(metrics: Mapping[str, float], *, step: int) -> None:
+    """Refuses metrics that are NaN or infinite: a diverged run stops instead of going on unseen.
+
+    Args:
+        metrics: name and value of each.
+        step: environment step, for the message.
+
+    Raises:
+        FloatingPointError: a value is not finite; the message names them all.
+
+    Example:
+        >>> check_finite_metrics({"loss_qvalue": float("inf"), "loss_actor": 1.0}, step=50)
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: step 50: training diverged, loss_qvalue = inf. ...
+    """
+    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"step {step}: training diverged, {', '.join(bad)}. The metrics before this step show "
+            "what grew first; a smaller learning rate or a larger lmbda bounds the critics."
+        )
