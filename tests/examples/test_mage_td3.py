@@ -1,0 +1,133 @@
+"""The main job, run for seconds on tiny networks: what it writes, repeats and refuses."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "mage_td3.py"
+TINY = [
+    "compile=false",
+    "total_steps=24",
+    "warmup_steps=15",
+    "eval_interval=8",
+    "eval_episodes=2",
+    "log_interval=4",
+    "world_model.num_cells=[8]",
+    "world_model.ensemble_size=3",
+    "world_model.fit_interval=5",
+    "world_model.fit_batches=2",
+    "world_model.batch_size=8",
+    "policy.updates_per_step=2",
+    "policy.batch_size=7",
+    "actor.num_cells=[8]",
+    "critic.num_cells=[8]",
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the script in this process; returns what it printed."""
+
+    def call(path, *overrides, refused=False):
+        monkeypatch.chdir(path.parent)
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), f"hydra.run.dir={path}", *TINY, *overrides])
+        if refused:  # hydra turns what the script raises into an exit
+            with pytest.raises(SystemExit):
+                runpy.run_path(str(SCRIPT), run_name="__main__")
+        else:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capfd.readouterr()
+
+    return call
+
+
+def rows(path):
+    with (path / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder(tmp_path, run):
+    path = tmp_path / "run"
+    result = run(path)
+    table = rows(path)
+    assert list(table[0])[:4] == ["step", "eval_return_mean", "eval_return_std", "wall_time"]
+    assert [row["step"] for row in table] == ["8", "16", "24"]
+    assert table[0]["loss_qvalue"] == "", "no update during warm-up"
+    assert table[0]["loss_world_model"] != "", "the model is fitted during warm-up too"
+    for name in list(table[0]):
+        if name != "episode_return":  # an episode is longer than the run
+            assert torch.isfinite(torch.tensor(float(table[2][name]))), name
+    last = result.out.strip().splitlines()[-1]
+    mean, std = float(table[-1]["eval_return_mean"]), float(table[-1]["eval_return_std"])
+    assert last == f"final evaluation return: {mean:.2f} +- {std:.2f} over 2 episodes"
+    assert "24/24" in result.err, "the progress bar reaches the end"
+    assert "return=" in result.err
+    assert (path / "learning_curve.png").read_bytes()[1:4] == b"PNG"
+    assert len(list((path / "logs").rglob("loss_qvalue.csv"))) == 1
+    config = OmegaConf.load(path / "config.yaml")
+    assert (config.env.name, config.policy.batch_size) == ("Pendulum-v1", 7)
+    networks = torch.load(path / "networks.pt", weights_only=True)
+    assert set(networks) == {"actor", "critics", "world_model", "normalizer"}
+    assert networks["normalizer"]["statistics.count"] == 24
+
+
+def test_the_same_seed_repeats_and_another_does_not(tmp_path, run):
+    tables = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tmp_path / name, f"seed={seed}", "env=cartpole")
+        table = rows(tmp_path / name)
+        for row in table:
+            del row["wall_time"]
+        tables.append(table)
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]
+    states = [torch.load(tmp_path / name / "networks.pt") for name in ("a", "b")]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("task", ["halfcheetah", "hopper", "walker2d", "swimmer", "pusher"])
+def test_every_task_runs(tmp_path, run, task):
+    run(tmp_path / task, f"env={task}", "total_steps=17", "eval_interval=17", "eval_episodes=1")
+    (row,) = rows(tmp_path / task)
+    assert all(
+        value and torch.isfinite(torch.tensor(float(value)))
+        for name, value in row.items()
+        if name != "episode_return"
+    )
+
+
+def test_dyna_is_an_override(tmp_path, run):
+    run(tmp_path / "dyna", "loss.gradient_coeff=0")
+    assert rows(tmp_path / "dyna")[-1]["action_gradient_error"] == ""
+    assert rows(tmp_path / "dyna")[-1]["td_error"] != ""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env=ant", "Could not find 'env/ant'"),
+        ("env.name=Ant-v5", "unknown task 'Ant-v5'; known are ['HalfCheetah-v5'"),
+        ("loss.lambda=1", "Key 'lambda' is not in struct"),
+        ("loss.lmbda=-1", "lmbda must be a finite number of at least 0, got -1"),
+        ("world_model.ensemble_size=0", "ensemble_size must be at least 1, got 0"),
+        ("eval_episodes=0", "episodes must be at least 1, got 0"),
+    ],
+)
+def test_bad_overrides_are_named(tmp_path, run, override, message):
+    assert message in run(tmp_path / "run", override, refused=True).err
+
+
+def test_help_and_config():
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("env: ", "halfcheetah", "gradient_coeff: 1.0", "seed: 0"):
+        assert word in result.stdout
