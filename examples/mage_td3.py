@@ -37,6 +37,8 @@ from torchrl_mage.trainers import (
     compiled,
     evaluate,
     member_minibatches,
+    record_episode,
+    use_offscreen_rendering,
 )
 
 TRANSITION = (
@@ -71,6 +73,8 @@ def main(cfg: DictConfig) -> float:
         cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
     torch.manual_seed(cfg.seed)
+    if cfg.video:
+        use_offscreen_rendering()
 
     # ---------------------------------------------------------------- environment and networks
     task = get_task(cfg.env.name)
@@ -238,6 +242,9 @@ def main(cfg: DictConfig) -> float:
         },
         run_path / "networks.pt",
     )
+    if cfg.video:
+        film_env = task.make_env(device=device, render_mode="rgb_array")
+        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
     print(f"final evaluation return: {evaluation}")
     return evaluation.mean
 

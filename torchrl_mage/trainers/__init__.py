@@ -6,6 +6,7 @@ from torchrl_mage.trainers.guards import check_finite
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.minibatches import member_minibatches
 from torchrl_mage.trainers.run_folder import RunFolder
+from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
 
 __all__ = [
     "Evaluation",
@@ -15,4 +16,6 @@ __all__ = [
     "compiled",
     "evaluate",
     "member_minibatches",
+    "record_episode",
+    "use_offscreen_rendering",
 ]
