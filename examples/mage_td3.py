@@ -8,6 +8,7 @@ python examples/mage_td3.py --cfg job            # every setting
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -16,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.modules import AdditiveGaussianModule, TanhModule
@@ -34,6 +34,7 @@ from torchrl_mage.modules import xavier_mlp
 from torchrl_mage.trainers import (
     RunFolder,
     check_finite,
+    clipped_step,
     compiled,
     evaluate,
     member_minibatches,
@@ -132,12 +133,18 @@ def main(cfg: DictConfig) -> float:
     critic_clip = cfg.critic.grad_clip
     if critic_clip is None:
         critic_clip = 10 * cfg.loss.lmbda or 0.5
+    model_step = clipped_step(model_optimizer, cfg.world_model.grad_clip)
+    critic_step = clipped_step(critic_optimizer, critic_clip)
+    actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)
 
     # One eager call on a real state: the loss checks that the world model fits the networks.
     mage_loss.value_loss(normalizer(env.reset()))
-    model_nll = compiled(model_loss.nll, enabled=cfg.compile, device=device)
-    value_loss = compiled(mage_loss.value_loss, enabled=cfg.compile, device=device)
-    actor_loss = compiled(mage_loss.actor_loss, enabled=cfg.compile, device=device)
+    in_graph = partial(compiled, enabled=cfg.compile, device=device)
+    model_nll, value_loss, actor_loss = (
+        in_graph(function)
+        for function in (model_loss.nll, mage_loss.value_loss, mage_loss.actor_loss)
+    )
+    model_step = in_graph(model_step, fullgraph=False)  # millions of parameters, read once
 
     # ---------------------------------------------------------------- data
     policy = TensorDictSequential(normalizer, actor)
@@ -183,18 +190,24 @@ def main(cfg: DictConfig) -> float:
         ):
             full = index.shape[1] == cfg.world_model.batch_size
             loss, metadata = (model_nll if full else model_loss.nll)(data[index])
-            descend(model_optimizer, loss, cfg.world_model.grad_clip)
+            loss.backward()
+            model_step()
+            model_optimizer.zero_grad()
             run.add(loss_world_model=loss, **metadata)
 
     def update_critics(states: TensorDict) -> None:
         loss, metadata = value_loss(states)
-        descend(critic_optimizer, loss, critic_clip)
+        loss.backward()
+        critic_step()
+        critic_optimizer.zero_grad()
         critic_targets.step()
         run.add(loss_qvalue=loss, **metadata)
 
     def update_actor(states: TensorDict) -> None:
         loss, _ = actor_loss(states)
-        descend(actor_optimizer, loss, cfg.actor.grad_clip)
+        loss.backward()
+        actor_step()
+        actor_optimizer.zero_grad()
         actor_targets.step()
         run.add(loss_actor=loss)
 
@@ -247,15 +260,6 @@ def main(cfg: DictConfig) -> float:
         record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
     print(f"final evaluation return: {evaluation}")
     return evaluation.mean
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -> None:
-    """One step of gradient descent, each gradient element clipped at +-``clip``."""
-    loss.backward()
-    for group in optimizer.param_groups:
-        nn.utils.clip_grad_value_(group["params"], clip)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import gymnasium
 import numpy as np
@@ -22,6 +23,7 @@ from torchrl_mage.trainers import (
     RunFolder,
     RunningMeans,
     check_finite,
+    clipped_step,
     compiled,
     evaluate,
     member_minibatches,
@@ -219,6 +221,29 @@ def test_without_a_compiler_it_says_so_and_stays_eager(monkeypatch):
     with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler.*compile=false"):
         assert compiled(module, enabled=True, device=torch.device("cpu")) is module
     assert compiled(module, enabled=False, device=torch.device("cpu")) is module
+
+
+def test_compiled_says_how_long_and_gives_the_same(capfd):
+    weight = torch.tensor([1.0, 2.0], requires_grad=True)
+    call = compiled(lambda x: (weight * x.sin()).sum(), enabled=True, device=torch.device("cpu"))
+    x = torch.tensor([0.3, 0.4])
+    out = call(x)
+    assert re.search(r"compiled .*lambda.* in \d+\.\d s", capfd.readouterr().err)
+    torch.testing.assert_close(out, (weight * x.sin()).sum())
+    out.backward()
+    torch.testing.assert_close(weight.grad, x.sin())
+    call(x)
+    assert capfd.readouterr().err == ""
+
+
+def test_clipped_step_clips_each_element():
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    (weight * torch.tensor([0.5, -7.0, 3.0])).sum().backward()
+    clipped_step(optimizer, 2.0)()
+    torch.testing.assert_close(weight.data, torch.tensor([-0.5, 2.0, -2.0]))
+    with pytest.raises(ValueError, match="clip_value must be positive, got 0"):
+        clipped_step(optimizer, 0.0)
 
 
 def test_check_finite_passes_integers_and_nested():
