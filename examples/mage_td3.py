@@ -8,8 +8,8 @@ python examples/mage_td3.py --cfg job            # every setting
 
 from __future__ import annotations
 
+import sys
 from functools import partial
-from pathlib import Path
 
 import hydra
 import torch
@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.modules import AdditiveGaussianModule, TanhModule
@@ -32,12 +33,20 @@ from torchrl_mage import (
 from torchrl_mage.envs import get_task
 from torchrl_mage.modules import xavier_mlp
 from torchrl_mage.trainers import (
+    EXIT_INTERRUPTED,
+    NETWORKS,
+    Checkpointer,
+    CollectorState,
+    Counters,
+    Interruption,
     RunFolder,
     check_finite,
+    chosen_folder,
     clipped_step,
     compiled,
     evaluate,
     member_minibatches,
+    open_run,
     record_episode,
     use_offscreen_rendering,
 )
@@ -65,11 +74,20 @@ METRICS = (
 )
 
 
+OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
+
+
 @hydra.main(config_path="config", config_name="mage_td3", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Trains an agent; returns the final evaluation return."""
-    run_path = Path(HydraConfig.get().runtime.output_dir)
-    OmegaConf.save(cfg, run_path / "config.yaml", resolve=True)
+    hydra_cfg = HydraConfig.get()
+    settings, run_path = open_run(
+        hydra_cfg.runtime.output_dir,
+        OmegaConf.to_container(cfg, resolve=True),
+        resume=cfg.resume,
+        overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
+    )
+    cfg = OmegaConf.create(settings)
     device = torch.device(
         cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -211,13 +229,33 @@ def main(cfg: DictConfig) -> float:
         actor_targets.step()
         run.add(loss_actor=loss)
 
+    # ---------------------------------------------------------------- checkpoints
+    count = Counters()
+    checkpointer = Checkpointer(
+        run_path,
+        {
+            "loss": mage_loss,
+            "dynamics": dynamics,
+            "normalizer": normalizer,
+            "model_optimizer": model_optimizer,
+            "critic_optimizer": critic_optimizer,
+            "actor_optimizer": actor_optimizer,
+            "collector": CollectorState(collector),
+            "run": run,
+            "count": count,
+            "random": GlobalRNGState(),
+        },
+        buffer,
+    )
+    if checkpointer.restore() is not None:
+        run.say(f"resumed {run_path} at step {count.step}")
+
     # ---------------------------------------------------------------- Algorithm 2
-    step = updates = 0
-    episode_return = 0.0
-    with run:
+    with run, Interruption() as interruption:
         for batch in collector:
             transition = batch.select(*TRANSITION)
-            step += transition.numel()
+            count.step += transition.numel()
+            step = count.step
             check_finite(transition, step=step, source=f"environment {task.name}")
             buffer.extend(transition)
             normalizer.update(transition["observation"])
@@ -228,14 +266,14 @@ def main(cfg: DictConfig) -> float:
                 sample = normalizer(buffer.sample().select("observation"))
                 for states in sample.split(cfg.policy.batch_size):
                     update_critics(states)
-                    updates += 1
-                    if updates % cfg.policy.actor_delay == 0:
+                    count.updates += 1
+                    if count.updates % cfg.policy.actor_delay == 0:
                         update_actor(states)
 
-            episode_return += transition["next", "reward"].item()
+            count.episode_return += transition["next", "reward"].item()
             if batch["next", "done"].item():
-                run.add(episode_return=torch.tensor(episode_return))
-                episode_return = 0.0
+                run.add(episode_return=torch.tensor(count.episode_return))
+                count.episode_return = 0.0
             run.stepped()
             if step % cfg.log_interval == 0:
                 run.log(step)
@@ -244,6 +282,11 @@ def main(cfg: DictConfig) -> float:
                     eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
                 )
                 run.evaluated(step, evaluation)
+            if step % cfg.checkpoint_interval == 0 or interruption.requested:
+                checkpointer.save(step)
+            if interruption.requested and step < cfg.total_steps:
+                run.say(f"stopped at step {step}; continue with resume={run_path}")
+                sys.exit(EXIT_INTERRUPTED)
 
     collector.shutdown()
     torch.save(
@@ -253,7 +296,7 @@ def main(cfg: DictConfig) -> float:
             "world_model": dynamics.state_dict(),
             "normalizer": normalizer.state_dict(),
         },
-        run_path / "networks.pt",
+        run_path / NETWORKS,
     )
     if cfg.video:
         film_env = task.make_env(device=device, render_mode="rgb_array")

@@ -1,23 +1,40 @@
 """What every script needs and no paper describes."""
 
+from torchrl_mage.trainers.checkpoint import Checkpointer, CheckpointError, checkpoints
+from torchrl_mage.trainers.collector_state import CollectorState
 from torchrl_mage.trainers.compilation import compiled
+from torchrl_mage.trainers.counters import Counters
+from torchrl_mage.trainers.env_state import EnvState
 from torchrl_mage.trainers.evaluation import Evaluation, evaluate
 from torchrl_mage.trainers.guards import check_finite
+from torchrl_mage.trainers.interruption import EXIT_INTERRUPTED, Interruption
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.minibatches import member_minibatches
 from torchrl_mage.trainers.optimization import clipped_step
+from torchrl_mage.trainers.resume import NETWORKS, chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
 from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
 
 __all__ = [
+    "EXIT_INTERRUPTED",
+    "NETWORKS",
+    "CheckpointError",
+    "Checkpointer",
+    "CollectorState",
+    "Counters",
+    "EnvState",
     "Evaluation",
+    "Interruption",
     "RunFolder",
     "RunningMeans",
     "check_finite",
+    "checkpoints",
+    "chosen_folder",
     "clipped_step",
     "compiled",
     "evaluate",
     "member_minibatches",
+    "open_run",
     "record_episode",
     "use_offscreen_rendering",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -29,6 +31,14 @@ class RunningMeans:
             mean = value.detach().mean()
             self._sums[name] = self._sums[name] + mean if name in self._sums else mean
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and counts since the last :meth:`pop`."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def pop(self) -> dict[str, float]:
         """The averages since the last call."""

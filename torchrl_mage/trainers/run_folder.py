@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -68,12 +69,10 @@ class RunFolder:
         self._logger = logger
         self._since_point = RunningMeans()
         self._since_row = RunningMeans()
-        self._evaluations: list[tuple[int, float, float]] = []
+        self._rows: list[list[Any]] = []
         self._start = time.monotonic()
         self._bar = tqdm(total=total_steps, desc=title, unit="step", dynamic_ncols=True)
         self._shown: dict[str, str] = {}
-        with (self.path / "metrics.csv").open("w", newline="") as file:
-            csv.writer(file).writerow([*EVALUATION_COLUMNS, *self._columns])
 
     def __enter__(self) -> RunFolder:
         return self
@@ -120,14 +119,43 @@ class RunFolder:
         values = self._since_row.pop()
         seconds = round(time.monotonic() - self._start, 3)
         row = [step, evaluation.mean, evaluation.std, seconds]
-        with (self.path / "metrics.csv").open("a", newline="") as file:
-            csv.writer(file).writerow(row + [values.get(name, "") for name in self._columns])
+        self._rows.append(row + [values.get(name, "") for name in self._columns])
+        self._write_metrics()
         if self._logger is not None:
             self._logger.log_scalar("eval/return_mean", evaluation.mean, step=step)
             self._logger.log_scalar("eval/return_std", evaluation.std, step=step)
         self._refresh({"return": evaluation.mean})
-        self._evaluations.append((step, evaluation.mean, evaluation.std))
         self._draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, the running means and the time so far."""
+        return {
+            "rows": [list(row) for row in self._rows],
+            "since_point": self._since_point.state_dict(),
+            "since_row": self._since_row.state_dict(),
+            "seconds": time.monotonic() - self._start,
+            "steps": self._bar.n,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`: later rows and CSV points are struck out."""
+        self._rows = [list(row) for row in state["rows"]]
+        self._since_point.load_state_dict(state["since_point"])
+        self._since_row.load_state_dict(state["since_row"])
+        self._start = time.monotonic() - state["seconds"]
+        self._bar.n = self._bar.initial = state["steps"]
+        self._write_metrics()
+        for file in self.path.glob("logs/scalars/**/*.csv"):
+            points = file.read_text().splitlines(keepends=True)
+            kept = [line for line in points if int(line.split(",")[0]) <= state["steps"]]
+            file.write_text("".join(kept))
+
+    def _write_metrics(self) -> None:
+        """Whole or not at all, so that a reader never sees half a row."""
+        scratch = self.path / "metrics.csv.writing"
+        with scratch.open("w", newline="") as file:
+            csv.writer(file).writerows([[*EVALUATION_COLUMNS, *self._columns], *self._rows])
+        scratch.rename(self.path / "metrics.csv")
 
     def _refresh(self, values: dict[str, float]) -> None:
         self._shown |= {name: f"{value:.4g}" for name, value in values.items()}
@@ -136,7 +164,7 @@ class RunFolder:
     def _draw(self) -> None:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        step, mean, std = torch.tensor(self._evaluations, dtype=torch.float64).T
+        step, mean, std = torch.tensor([row[:3] for row in self._rows], dtype=torch.float64).T
         axes.fill_between(step, mean - std, mean + std, alpha=0.2, linewidth=0)
         axes.plot(step, mean, marker="o", markersize=3)
         axes.set(xlabel="environment steps", ylabel="evaluation return", title=self._title)

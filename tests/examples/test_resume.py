@@ -1,0 +1,91 @@
+"""An interrupted and resumed run ends bit for bit where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from examples.test_mage_td3 import SCRIPT, TINY
+
+from torchrl_mage.trainers import EXIT_INTERRUPTED
+
+SETTINGS = [*TINY, "total_steps=60", "checkpoint_interval=7", "eval_interval=20"]
+
+
+def start(*overrides, cwd):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *overrides],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def begin(path, *overrides):
+    return start(f"hydra.run.dir={path}", *SETTINGS, *overrides, cwd=path.parent)
+
+
+def finished(process):
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return out
+
+
+def outcome(path):
+    with (path / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k != "wall_time"} for row in csv.DictReader(file)]
+    points = {
+        str(file.relative_to(path)): file.read_text() for file in (path / "logs").rglob("*.csv")
+    }
+    return rows, points, torch.load(path / "networks.pt", weights_only=True)
+
+
+def wait_for_a_checkpoint(path, process):
+    deadline = time.monotonic() + 60
+    while not list(path.glob("checkpoints/step_*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_same(path, reference):
+    rows, points, networks = outcome(path)
+    expected_rows, expected_points, expected_networks = reference
+    assert rows == expected_rows
+    assert points == expected_points
+    torch.testing.assert_close(networks, expected_networks, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "cartpole",
+        "hopper",
+        *(
+            pytest.param(task, marks=pytest.mark.slow)
+            for task in ("pendulum", "halfcheetah", "walker2d", "swimmer", "pusher")
+        ),
+    ],
+)
+def test_sigterm_checkpoints_at_once_and_resume_is_exact(tmp_path, task):
+    finished(begin(tmp_path / "whole", f"env={task}"))
+    path = tmp_path / "stopped"
+    process = begin(path, f"env={task}", "checkpoint_interval=1000")
+    while "/60" not in (line := process.stdout.readline()):
+        assert line, "ended before its first step"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, out
+    assert f"continue with resume={path}" in out
+    assert len(list(path.glob("checkpoints/step_*"))) == 1
+    assert "resumed" in finished(start(f"resume={path}", cwd=tmp_path))
+    assert_same(path, outcome(tmp_path / "whole"))

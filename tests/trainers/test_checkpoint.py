@@ -1,0 +1,277 @@
+"""Checkpoints: whole or absent, no code in them, damage noticed, and a mid-episode state exact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import resource
+import signal
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+
+from torchrl_mage import get_task
+from torchrl_mage.trainers import (
+    Checkpointer,
+    CheckpointError,
+    CollectorState,
+    Counters,
+    EnvState,
+    checkpoints,
+    chosen_folder,
+    open_run,
+)
+
+TASKS = [
+    "Pendulum-v1",
+    "torchrl_mage/ContinuousCartPole-v1",
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Swimmer-v5",
+    "Pusher-v5",
+]
+
+
+class Run:
+    """A layer, a counter and a buffer of numbered transitions."""
+
+    def __init__(self, path, keep=2):
+        self.layer = nn.Linear(2, 1)
+        self.count = Counters()
+        self.buffer = ReplayBuffer(storage=LazyTensorStorage(100))
+        self.checkpointer = Checkpointer(
+            path, {"layer": self.layer, "count": self.count}, self.buffer, keep=keep
+        )
+
+    def advance(self, step):
+        new = torch.arange(self.count.step, step)
+        self.buffer.extend(TensorDict({"i": new, ("next", "i"): new + 1}, [len(new)]))
+        nn.init.constant_(self.layer.weight, step)
+        self.count.step = step
+        return self
+
+    def save(self):
+        self.checkpointer.save(self.count.step)
+        return self
+
+    def at(self, step):
+        """Whether all of it is as it was at ``step``."""
+        assert self.count.step == step
+        assert (self.layer.weight == step).all()
+        assert self.buffer[:]["i"].tolist() == list(range(step))
+        assert self.buffer[:]["next", "i"].tolist() == list(range(1, step + 1))
+        return True
+
+
+def test_round_trip_and_rotation(tmp_path):
+    run = Run(tmp_path)
+    for step in (3, 7, 8):
+        run.advance(step).save()
+    assert [c.name for c in checkpoints(tmp_path)] == ["step_000000008", "step_000000007"]
+    other = Run(tmp_path)
+    assert other.checkpointer.restore() == 8
+    assert other.at(8)
+    other.advance(12).save()
+    assert Run(tmp_path).checkpointer.restore() == 12
+    assert Run(tmp_path / "empty").checkpointer.restore() is None
+
+
+def test_a_checkpoint_writes_only_what_is_new(tmp_path):
+    run = Run(tmp_path)
+    run.advance(50).save()
+    pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints/buffer").iterdir()}
+    run.advance(53).save()
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints/buffer").iterdir()}
+    assert {name: after[name] for name in pieces} == pieces
+    assert set(after) - set(pieces) == {"000000050_000000053.pt"}
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def flip_a_bit(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(bytes(data))
+
+
+def replace(file):
+    torch.save({"something": torch.ones(3)}, file)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, replace, lambda file: file.unlink()])
+@pytest.mark.parametrize(
+    "member", ["state.pt", "manifest.json", "../buffer/000000004_000000006.pt"]
+)
+def test_damage_is_named_and_the_one_before_is_used(tmp_path, member, damage):
+    if member == "manifest.json" and damage is flip_a_bit:
+        damage = truncate  # a bit of a digest or of a step: covered by the members it describes
+    Run(tmp_path).advance(4).save().advance(6).save()
+    damage(tmp_path / "checkpoints" / "step_000000006" / member)
+    run = Run(tmp_path)
+    assert run.checkpointer.restore() == 4
+    assert run.at(4)
+    run.advance(6).save()  # goes on, over what was damaged
+    assert Run(tmp_path).checkpointer.restore() == 6
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    Run(tmp_path).advance(4).save().advance(6).save()
+    for folder in checkpoints(tmp_path):
+        truncate(folder / "state.pt")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints .* is whole"):
+        Run(tmp_path).checkpointer.restore()
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("member", ["state.pt", "../buffer/000000000_000000004.pt"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("digest_too", [True, False])
+def test_no_code_is_run(tmp_path, member, digest_too, zipped):
+    """A pickle that would create a file, with its digest in the manifest as an attacker would."""
+    Run(tmp_path).advance(4).save()
+    folder = tmp_path / "checkpoints" / "step_000000004"
+    if zipped:
+        torch.save({"layer": Malicious(tmp_path / "owned")}, folder / member)
+    else:
+        (folder / member).write_bytes(pickle.dumps(Malicious(tmp_path / "owned"), protocol=2))
+    trap = (folder / member).read_bytes()
+    if digest_too:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["sha256"][member.removeprefix("../")] = hashlib.sha256(trap).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        Run(tmp_path).checkpointer.restore()
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
+    """The kernel refuses to write more than 2 kB to a file, as a full disk would."""
+    run = Run(tmp_path).advance(4).save().advance(6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 6 could not be written.*resume="):
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    other = Run(tmp_path)
+    assert other.checkpointer.restore() == 4
+    assert other.at(4)
+    run.save()
+    assert Run(tmp_path).checkpointer.restore() == 6
+
+
+def test_another_trainers_checkpoint_is_refused(tmp_path):
+    Run(tmp_path).advance(4).save()
+    run = Run(tmp_path)
+    checkpointer = Checkpointer(tmp_path, {"layer": run.layer}, run.buffer)
+    with pytest.raises(CheckpointError, match=r"another trainer: \['count'\]"):
+        checkpointer.restore()
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        Checkpointer(tmp_path, {}, run.buffer, keep=0)
+
+
+# ---------------------------------------------------------------- environment and collector
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_environment_goes_on_as_it_was(name):
+    env = get_task(name).make_env()
+    env.set_seed(3)
+    start = env.rollout(17, break_when_any_done=False)[-1]["next"]
+    start = env.reset() if start["done"].any() else start.select("observation", "done")
+    state = EnvState(env).state_dict()
+    torch.manual_seed(1)
+    kwargs = {"auto_reset": False, "break_when_any_done": False}
+    expected = env.rollout(120, tensordict=start.clone(), **kwargs)
+    other = get_task(name).make_env()
+    other.set_seed(99)
+    other.rollout(5)
+    EnvState(other).load_state_dict(state)
+    torch.manual_seed(1)
+    assert (other.rollout(120, tensordict=start.clone(), **kwargs) == expected).all()
+
+
+def test_a_collector_goes_on_in_its_episode():
+    def make(seed):
+        env = get_task("torchrl_mage/ContinuousCartPole-v1").make_env()
+        env.set_seed(seed)
+        return Collector(
+            env,
+            None,
+            frames_per_batch=1,
+            total_frames=60,
+            init_random_frames=25,
+            auto_register_policy_transforms=False,
+        )
+
+    collector = make(0)
+    batches = []
+    for batch in collector:
+        batches.append(batch.clone())
+        if len(batches) == 20:
+            state, generator = CollectorState(collector).state_dict(), torch.get_rng_state()
+    assert torch.stack(batches)["next", "done"].any()
+    other = make(5)
+    CollectorState(other).load_state_dict(state)
+    torch.set_rng_state(generator)
+    rest = [batch.clone() for batch in other]
+    assert len(rest) == 40
+    assert (torch.stack(rest) == torch.stack(batches[20:])).all()
+
+
+def test_another_environments_state_is_refused():
+    state = EnvState(get_task("Pendulum-v1").make_env()).state_dict()
+    with pytest.raises(ValueError, match=r"state is that of .*PendulumEnv.* the environment is"):
+        EnvState(get_task("Hopper-v5").make_env()).load_state_dict(state)
+
+
+# ---------------------------------------------------------------- which run
+
+
+def test_which_run_is_continued(tmp_path):
+    settings = {"seed": 1, "loss": {"lmbda": 0.2}, "resume": None}
+    fresh = tmp_path / "new"
+    first, path = open_run(tmp_path / "old", settings, resume=None, overridden=[])
+    assert (first, path) == (settings, tmp_path / "old")
+    auto = {**settings, "resume": "auto"}
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "no checkpoint yet"
+    Run(tmp_path / "old").advance(4).save()
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == tmp_path / "old"
+    other = {**auto, "seed": 2}
+    assert open_run(fresh, other, resume="auto", overridden=["seed"])[1] == fresh
+    (tmp_path / "old" / "networks.pt").touch()
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "it is finished"
+
+
+def test_a_named_run_keeps_its_settings(tmp_path):
+    old = tmp_path / "old"
+    open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, resume=None, overridden=[])
+    with pytest.raises(CheckpointError, match="no checkpoint of a run in"):
+        open_run(old, {"seed": 0}, resume=str(old), overridden=[])
+    Run(old).advance(4).save()
+    default = {"seed": 0, "loss": {"lmbda": 0.05}}
+    settings, path = open_run(old, default, resume=str(old), overridden=["resume"])
+    assert (settings["seed"], path) == (1, old)
+    message = r"other settings: loss.lmbda: 0.2 -> 0.05\. Leave them out"
+    with pytest.raises(CheckpointError, match=message):
+        open_run(old, default, resume=str(old), overridden=["resume", "loss.lmbda"])
+    assert chosen_folder(None, "new") == "new"
+    assert chosen_folder(str(old), "new") == str(old)

@@ -1,0 +1,105 @@
+"""Which run folder a script goes on in, and whether it may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints
+
+CONFIG = "config.yaml"
+NETWORKS = "networks.pt"  # written last: a run that has it is finished
+
+
+def chosen_folder(resume: str | None, fresh: str) -> str:
+    """The folder that ``resume`` names, else ``fresh``.
+
+    Example:
+        >>> chosen_folder("runs/old", "runs/new"), chosen_folder("auto", "runs/new")
+        ('runs/old', 'runs/new')
+    """
+    return fresh if resume in (None, "auto") else str(resume)
+
+
+def open_run(
+    path: str | Path, settings: dict[str, Any], *, resume: str | None, overridden: Sequence[str]
+) -> tuple[dict[str, Any], Path]:
+    """Finds the settings and the folder of a run: a new one, or one to be continued.
+
+    Args:
+        path: the run's folder, see :func:`chosen_folder`.
+        settings: what the user asked for, nested.
+        resume: ``None`` starts a run; ``"auto"`` continues the newest unfinished one beside
+            ``path`` with these settings, or starts one; all else continues the one in ``path``.
+        overridden: dotted keys that the user set: they must be those of the run to be continued,
+            whatever the rest of ``settings`` is.
+
+    Returns:
+        The run's settings, saved as ``config.yaml``, and its folder.
+
+    Raises:
+        CheckpointError: there is nothing to continue in ``path``, or a key was set that differs.
+    """
+    path = Path(path)
+    if resume == "auto":
+        path = newest_unfinished_run(path.parent, settings) or path
+    elif resume is not None:
+        if not checkpoints(path) or not (path / CONFIG).exists():
+            raise CheckpointError(f"resume={resume}: no checkpoint of a run in {path}.")
+        saved = _read(path)
+        differing = [
+            line
+            for key in overridden
+            if key != "resume"
+            for line in differing_keys({key: _select(saved, key)}, {key: _select(settings, key)})
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{path} was run with other settings: {'; '.join(differing)}. Leave them out to "
+                "continue it as it was, or start a run of its own without resume."
+            )
+        return saved, path
+    path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return settings, path
+
+
+def newest_unfinished_run(root: Path, settings: Mapping[str, Any]) -> Path | None:
+    """The newest run in a folder of runs that has these settings, a checkpoint, and no end."""
+    runs = [file.parent for file in root.glob(f"*/{CONFIG}") if checkpoints(file.parent)]
+    for run in sorted(runs, key=lambda run: checkpoints(run)[0].stat().st_mtime, reverse=True):
+        if not (run / NETWORKS).exists() and not differing_keys(_read(run), settings):
+            return run
+    return None
+
+
+def differing_keys(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Where two nested settings differ but for ``resume``, as ``"key.below: old -> new"``.
+
+    Example:
+        >>> differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+        ['a.c: 2 -> 3']
+    """
+    found = []
+    for key in dict.fromkeys([*saved, *wanted]):
+        old, new = saved.get(key), wanted.get(key)
+        if key == "resume" or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [f"{key}.{line}" for line in differing_keys(old, new)]
+        else:
+            found.append(f"{key}: {old} -> {new}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load((path / CONFIG).read_text())
+
+
+def _select(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
