@@ -47,6 +47,7 @@ from torchrl_mage.trainers import (
     evaluate,
     member_minibatches,
     open_run,
+    radam,
     record_episode,
     use_offscreen_rendering,
 )
@@ -136,18 +137,14 @@ def main(cfg: DictConfig) -> float:
     critic_targets = NetworkSoftUpdate(mage_loss, ["qvalue_network"], tau=cfg.policy.tau)
     actor_targets = NetworkSoftUpdate(mage_loss, ["actor_network"], tau=cfg.policy.tau)
 
-    model_optimizer = torch.optim.RAdam(
+    model_optimizer = radam(
         model_loss.world_model_params.parameters(),
         lr=cfg.world_model.lr,
         weight_decay=cfg.world_model.weight_decay,
         decoupled_weight_decay=True,
     )
-    critic_optimizer = torch.optim.RAdam(
-        mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr
-    )
-    actor_optimizer = torch.optim.RAdam(
-        mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr
-    )
+    critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
+    actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
     critic_clip = cfg.critic.grad_clip
     if critic_clip is None:
         critic_clip = 10 * cfg.loss.lmbda or 0.5
@@ -256,6 +253,7 @@ def main(cfg: DictConfig) -> float:
             transition = batch.select(*TRANSITION)
             count.step += transition.numel()
             step = count.step
+            check_finite(transition.select("action"), step=step, source="policy")
             check_finite(transition, step=step, source=f"environment {task.name}")
             buffer.extend(transition)
             normalizer.update(transition["observation"])

@@ -120,7 +120,9 @@ def test_per_member_needs_a_minibatch_for_each():
 
 def test_missing_key_and_dtype_are_named():
     loss = GaussianEnsembleLoss(make_model(4), per_member=False)
-    with pytest.raises(ValueError, match=r"no entry \('next', 'observation'\)"):
+    with pytest.raises(
+        ValueError, match=r"reads \('next', 'observation'\), which the tensordict does not"
+    ):
         loss(transitions(5).exclude("next"))
     with pytest.raises(ValueError, match="dtype torch.float32, the world model torch.float64"):
         loss(transitions(5, dtype=torch.float32))

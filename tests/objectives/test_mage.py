@@ -304,7 +304,13 @@ def test_action_gradient_error_equals_finite_differences():
     def delta(action):
         state = td.select("observation")
         with torch.no_grad():
-            target, _ = loss._target(state, action, loss.value_estimator)
+            target, _ = loss._target(
+                state,
+                action,
+                loss.value_estimator,
+                loss.target_actor_network_params,
+                loss.target_qvalue_network_params,
+            )
             value = loss._qvalue(state, action.expand(2, -1, -1), loss.qvalue_network_params)
         return target - value
 

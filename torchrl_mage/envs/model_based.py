@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +26,8 @@ class ModelBasedEnv(ModelBasedEnvBase):
     Args:
         world_model: reads ``observation`` and ``action``, writes under ``"next"`` the observations,
             ``reward`` and, if the task ends, ``terminated``. May be trained in place meanwhile.
-        base_env: gives the specs and the first observations; batch size ``[]``.
+        base_env: gives the specs and, by being reset, the first observations; an environment of
+            its own, not the one that training steps; batch size ``[]``.
         propagation: ``"step"`` draws a member of the ensemble at each step (TS1 of PETS);
             ``"trajectory"`` keeps each element's member along a rollout (TS-infinity), under the
             key ``"ensemble_member"``.
@@ -58,7 +60,10 @@ class ModelBasedEnv(ModelBasedEnvBase):
                 f"base_env has batch size {list(base_env.batch_size)}; pass a single environment: "
                 "the model takes any batch of states by itself."
             )
-        device = base_env.device or torch.device("cpu")
+        # The model's own: the base class would move it, replacing buffers that others share.
+        tensors = itertools.chain(world_model.parameters(), world_model.buffers())
+        first = next(tensors, None)
+        device = first.device if first is not None else base_env.device or torch.device("cpu")
         super().__init__(world_model, device=device, batch_size=torch.Size([]))
         self.__dict__["base_env"] = base_env
         self.propagation = propagation
@@ -76,6 +81,12 @@ class ModelBasedEnv(ModelBasedEnvBase):
                 f"{sorted(map(str, written))}, of what the environment observes "
                 f"{sorted(map(str, self._observation_keys))}. To go on from its own next state it "
                 f"must write {sorted(map(str, required)) or 'an observation'} too, under 'next'."
+            )
+        reward_key = unravel_key(("next", base_env.reward_key))
+        if reward_key not in written:
+            raise ValueError(
+                f"the world model writes no reward under {reward_key!r}: append a reward module, "
+                "e.g. TensorDictSequential(dynamics, task.reward)."
             )
         self._set_specs(base_env)
 

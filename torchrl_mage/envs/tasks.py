@@ -28,7 +28,8 @@ class Task:
             ``("next", "observation")``, writing ``("next", "reward")`` ``[*B, 1]``, differentiably.
         termination: likewise, writing the boolean ``("next", "terminated")`` ``[*B, 1]``; ``None``
             where the task never ends. A time limit is no termination.
-        wrap: applied to the gymnasium environment before its actions are rescaled.
+        wrap: applied to the gymnasium environment; its spaces are those that are checked, and its
+            actions those that are rescaled to [-1, 1].
 
     Example:
         >>> task = Task("Pendulum-v1", reward=None)
@@ -52,20 +53,20 @@ class Task:
             ValueError: the actions are not a bounded box, or the observations not one vector.
         """
         env = gymnasium.make(self.name, **kwargs)
+        if self.wrap is not None:
+            env = self.wrap(env)
         space = env.action_space
         if not (isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded("both")):
             raise ValueError(
                 f"{self.name} has the action space {space}; MAGE needs a bounded Box of one "
-                "dimension. Wrap the environment so that its actions are bounded and continuous."
+                "dimension. Give the Task a wrap that makes its actions bounded and continuous."
             )
         observations = env.observation_space
         if not (isinstance(observations, Box) and len(observations.shape) == 1):
             raise ValueError(
                 f"{self.name} has the observation space {observations}; MAGE needs one vector. "
-                "Wrap the environment, e.g. with gymnasium.wrappers.FlattenObservation."
+                "Give the Task a wrap, e.g. gymnasium.wrappers.FlattenObservation."
             )
-        if self.wrap is not None:
-            env = self.wrap(env)
         if not (np.all(space.low == -1) and np.all(space.high == 1)):
             env = RescaleAction(env, np.float32(-1), np.float32(1))
         return GymWrapper(Float32Observation(env), device=device)

@@ -43,10 +43,11 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         activation_class: activation between layers.
         log_var_bounds: smallest and largest log-variance, in units of the normalised difference.
         sampling: how :meth:`forward` draws the next observation. ``"balanced"``: a random equal
-            partition of the batch over the members; ``"independent"``: an i.i.d. member for each
-            element; both cost one member's work for each element. ``"moments"``: one Gaussian with
-            the mixture's mean and variance; ``"mean"``: the mixture's mean. Only ``"balanced"`` is
-            meant to be compiled: the groups of ``"independent"`` are ragged.
+            partition of the batch over the members, at one member's work for each element;
+            ``"independent"``: an i.i.d. member for each element, the groups padded to the largest;
+            ``"moments"``: one Gaussian with the mixture's mean and variance; ``"mean"``: the
+            mixture's mean. Only ``"balanced"`` is meant to be compiled: the groups of
+            ``"independent"`` are ragged.
         in_keys: keys of the observation and the action.
         out_keys: key of the next observation.
         device: device of parameters and statistics.
@@ -125,6 +126,11 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         self.action_statistics = RunningStatistics(action_dim, device=device, dtype=dtype)
         self.difference_statistics = RunningStatistics(obs_dim, device=device, dtype=dtype)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of parameters and statistics."""
+        return self.difference_statistics.mean.dtype
+
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
         observation, action = (tensordict.get(key) for key in self.in_keys)
@@ -143,6 +149,11 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
                 raise ValueError(
                     f"the world model expects {statistics.mean.shape[0]} features under {name!r}, "
                     f"got shape {tuple(value.shape)}; the last dimension must be the features'."
+                )
+            if value.dtype != self.dtype:
+                raise ValueError(
+                    f"the world model has dtype {self.dtype}, {name!r} {value.dtype}; convert one "
+                    "of them."
                 )
         return torch.cat(
             [
@@ -179,7 +190,8 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
             Mean and variance, each ``[E, *B, D]``.
         """
         batch = observation.shape[:-1]
-        input_BI = self.normalized_input(observation, action).reshape(batch.numel(), -1)
+        input_BI = self.normalized_input(observation, action)
+        input_BI = input_BI.reshape(batch.numel(), input_BI.shape[-1])
         mean_EBD, log_var_EBD = self.gaussian(input_BI.expand(self.ensemble_size, -1, -1))
         shape = (self.ensemble_size, *observation.shape)
         scale = self.difference_statistics.std
@@ -197,19 +209,28 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
             return tensordict.set(self.out_keys[0], mean)
 
         batch = observation.shape[:-1]
-        input_BI = self.normalized_input(observation, action).reshape(batch.numel(), -1)
+        input_BI = self.normalized_input(observation, action)
+        input_BI = input_BI.reshape(batch.numel(), input_BI.shape[-1])
         if member is None and self.sampling == "balanced":
             slot_B, rows = balanced_slots(len(input_BI), self.ensemble_size, input_BI.device)
         else:
             if member is None:
                 member = torch.randint(self.ensemble_size, batch, device=input_BI.device)
-            slot_B, rows = grouped_slots(member.reshape(-1), self.ensemble_size)
+            slot_B, rows = self._slots_of(member.reshape(-1))
         mean_BD, log_var_BD = self._gaussian_in_slots(input_BI, slot_B, rows)
         difference_BD = mean_BD + (0.5 * log_var_BD).exp() * torch.randn_like(mean_BD)
         difference = self.difference_statistics.denormalize(
             difference_BD.reshape(observation.shape)
         )
         return tensordict.set(self.out_keys[0], observation + difference)
+
+    def _slots_of(self, member_B: Tensor) -> tuple[Tensor, int]:
+        if not ((member_B >= 0) & (member_B < self.ensemble_size)).all():
+            raise ValueError(
+                f"{self.member_key!r} must lie in [0, {self.ensemble_size}), got values from "
+                f"{member_B.min().item()} to {member_B.max().item()}."
+            )
+        return grouped_slots(member_B, self.ensemble_size)
 
     def _gaussian_in_slots(self, input_BI: Tensor, slot_B: Tensor, rows: int) -> tuple[Tensor, ...]:
         """Evaluates each element with one member alone, ``slot_B[b] // rows``."""

@@ -12,6 +12,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_mage.functional import gaussian_nll
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
+from torchrl_mage.objectives.checks import check_choice, check_dtype, read_entry
 
 
 class GaussianEnsembleLoss(LossModule):
@@ -74,14 +75,18 @@ class GaussianEnsembleLoss(LossModule):
         world_model: GaussianEnsembleWorldModel,
         *,
         per_member: bool = True,
-        reduction: str = "mean",
+        reduction: str | None = "mean",
     ) -> None:
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        check_choice("reduction", reduction, ("mean", "sum", "none", None))
+        if not isinstance(world_model, GaussianEnsembleWorldModel):
+            raise ValueError(
+                "GaussianEnsembleLoss fits a GaussianEnsembleWorldModel, got "
+                f"{type(world_model).__name__}; pass the ensemble alone, not the sequence it is in."
+            )
         self.convert_to_functional(world_model, "world_model")
         self.per_member = per_member
-        self.reduction = reduction
+        self.reduction = reduction or "mean"
         observation, action = world_model.in_keys
         self.set_keys(
             observation=observation, action=action, next_observation=world_model.out_keys[0]
@@ -109,6 +114,12 @@ class GaussianEnsembleLoss(LossModule):
         )
         model = self.world_model
         batch = observation.shape[:-1]
+        if next_observation.shape != observation.shape or action.shape[:-1] != batch:
+            raise ValueError(
+                f"observation {tuple(observation.shape)}, action {tuple(action.shape)} and next "
+                f"observation {tuple(next_observation.shape)} do not belong together: expected "
+                "[*B, D], [*B, A] and [*B, D]."
+            )
         if self.per_member and batch[:1] != (model.ensemble_size,):
             raise ValueError(
                 f"per_member=True needs one minibatch for each of the {model.ensemble_size} "
@@ -123,7 +134,12 @@ class GaussianEnsembleLoss(LossModule):
             rows = batch[1:].numel() if self.per_member else batch.numel()
             gaussian = model.gaussian(input_.reshape(model.ensemble_size, rows, input_.shape[-1]))
         mean, log_var = (part.reshape(target.shape) for part in gaussian)
-        loss = self._reduce_loss(gaussian_nll(mean, log_var, target).mean(-1), tensordict)
+        loss = gaussian_nll(mean, log_var, target).mean(-1)
+        if not self.per_member:  # the members last, where a mask of the batch broadcasts over them
+            loss = loss.movedim(0, -1)
+        loss = self._reduce_loss(loss, tensordict)
+        if not self.per_member and self.reduction == "none":
+            loss = loss.movedim(-1, 0)
         self._clear_weakrefs(tensordict, "world_model_params", "target_world_model_params")
         return loss, {
             "mean_squared_error": (mean.detach() - target).square().mean(),
@@ -131,16 +147,6 @@ class GaussianEnsembleLoss(LossModule):
         }
 
     def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        value = tensordict.get(key, None)
-        if value is None:
-            raise ValueError(
-                f"the tensordict has no entry {key!r}; it holds "
-                f"{sorted(map(str, tensordict.keys(True, True)))}. Use set_keys to name yours."
-            )
-        dtype = self.world_model.network[0].weight.dtype
-        if value.dtype != dtype:
-            raise ValueError(
-                f"entry {key!r} has dtype {value.dtype}, the world model {dtype}; convert one of "
-                "them."
-            )
+        value = read_entry(tensordict, key, "the world model's loss reads")
+        check_dtype(key, value, self.world_model.dtype, "the world model")
         return value

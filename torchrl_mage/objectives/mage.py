@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,24 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
-
-LOSS_FUNCTIONS = ("smooth_l1", "l2", "l1")
+from torchrl_mage.objectives.checks import (
+    check_bounds,
+    check_choice,
+    check_column,
+    check_dtype,
+    check_next_entry,
+    check_nonnegative,
+    check_written,
+    read_entry,
+)
 
 
 class MAGELoss(TD3Loss):
@@ -161,30 +169,33 @@ class MAGELoss(TD3Loss):
         reduction: str = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
-        for name, value in (
-            ("lmbda", lmbda),
-            ("gradient_coeff", gradient_coeff),
-            ("policy_noise", policy_noise),
-            ("noise_clip", noise_clip),
-        ):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+        check_nonnegative(
+            lmbda=lmbda,
+            gradient_coeff=gradient_coeff,
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
+        )
+        check_choice("loss_function", loss_function, ("smooth_l1", "l2", "l1"))
+        check_choice("reduction", reduction, ("mean", "sum", "none", None))
         if num_qvalue_nets < 1:
             raise ValueError(f"num_qvalue_nets must be at least 1, got {num_qvalue_nets}.")
-        if loss_function not in LOSS_FUNCTIONS:
-            raise ValueError(
-                f"loss_function must be one of {LOSS_FUNCTIONS}, got {loss_function!r}."
-            )
-        if isinstance(qvalue_network, Sequence) and len(qvalue_network) != num_qvalue_nets:
-            raise ValueError(
-                f"got a list of {len(qvalue_network)} critics and num_qvalue_nets="
-                f"{num_qvalue_nets}; they must agree."
-            )
-        if action_spec is not None and not isinstance(action_spec, (Bounded, Composite)):
-            raise ValueError(
-                f"MAGE needs a bounded continuous action, got the spec {action_spec}. Rescale the "
-                "environment's actions to a box, or pass bounds=(low, high)."
-            )
+        if isinstance(qvalue_network, (Sequence, nn.ModuleList)):
+            qvalue_network = list(qvalue_network)
+            if len(qvalue_network) != num_qvalue_nets:
+                raise ValueError(
+                    f"got a list of {len(qvalue_network)} critics and num_qvalue_nets="
+                    f"{num_qvalue_nets}; they must agree."
+                )
+            shared = {*actor_network.parameters()} & {
+                parameter for critic in qvalue_network for parameter in critic.parameters()
+            }
+            if separate_losses and shared:
+                raise ValueError(
+                    f"separate_losses=True with a list of critics, {len(shared)} of whose "
+                    "parameters are the actor's: pass a single critic, which is replicated."
+                )
+        if action_spec is not None:
+            action_spec = _single_action_spec(action_spec, self.default_keys().action)
         super().__init__(
             actor_network,
             qvalue_network,
@@ -200,10 +211,13 @@ class MAGELoss(TD3Loss):
             reduction=reduction,
             deactivate_vmap=deactivate_vmap,
         )
+        check_bounds(self.min_action, self.max_action)
         for parameter in self.parameters():  # bounds given as floats are float32
             self.max_action = self.max_action.to(parameter.dtype)
             self.min_action = self.min_action.to(parameter.dtype)
             break
+        if not gradient_coeff:
+            self.out_keys = [key for key in self.out_keys if not key.startswith("action_gradient")]
         # Not registered: the model is trained elsewhere, and its weights are not the loss's.
         self.__dict__["world_model"] = world_model
         self.lmbda = float(lmbda)
@@ -225,17 +239,22 @@ class MAGELoss(TD3Loss):
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss and its detached diagnostics."""
         state = self._state(tensordict)
-        estimator = self.value_estimator  # made here if need be: not inside a transform
         if self.gradient_coeff and not (self._next_state_checked or torch.compiler.is_compiling()):
             self._check_next_state(state)
+        # Made or read here: inside a transform neither a buffer nor detached data may appear.
+        constants = (
+            self.value_estimator,
+            self.target_actor_network_params,
+            self.target_qvalue_network_params,
+        )
         with torch.no_grad():
             action = self._act(state, self.actor_network_params)
             if self.gradient_coeff:
                 target, target_gradient, terminated = value_and_action_gradient(
-                    lambda action: self._target(state, action, estimator), action
+                    lambda action: self._target(state, action, *constants), action
                 )
             else:
-                target, terminated = self._target(state, action, estimator)
+                target, terminated = self._target(state, action, *constants)
 
         action_CBA = action.expand(self.num_qvalue_nets, *action.shape)
         metadata = {"target_value": target, "next_terminated": terminated}
@@ -282,7 +301,8 @@ class MAGELoss(TD3Loss):
         """``pi(s)``, ``[*B, A]``."""
         with params.to_module(self.actor_network, preserve_module_state=False):
             out = self.actor_network(state.select(*self.actor_network.in_keys))
-        return out.get(self.tensor_keys.action)
+        action = out.get(self.tensor_keys.action, None)
+        return check_written(action, self.tensor_keys.action, "actor", "action")
 
     def _qvalue(self, state: TensorDictBase, action_CBA: Tensor, params: TensorDictBase) -> Tensor:
         """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action."""
@@ -290,29 +310,34 @@ class MAGELoss(TD3Loss):
         td = td.expand(self.num_qvalue_nets, *td.batch_size).set(
             self.tensor_keys.action, action_CBA
         )
-        value = self._vmap_qvalue_network00(td, params).get(self.tensor_keys.state_action_value)
+        key = self.tensor_keys.state_action_value
+        value = self._vmap_qvalue_network00(td, params).get(key, None)
+        value = check_written(value, key, "critic", "state_action_value")
         if value.shape != (*action_CBA.shape[:-1], 1):
             raise ValueError(
-                f"the critic's {self.tensor_keys.state_action_value!r} has shape "
+                f"the critic's {key!r} has shape "
                 f"{tuple(value.shape)} over {self.num_qvalue_nets} critics, expected "
                 f"{(*action_CBA.shape[:-1], 1)}: end it with a layer of one output."
             )
         return value.squeeze(-1)
 
     def _target(
-        self, state: TensorDictBase, action: Tensor, estimator: ValueEstimatorBase
+        self,
+        state: TensorDictBase,
+        action: Tensor,
+        estimator: ValueEstimatorBase,
+        actor_params: TensorDictBase,
+        qvalue_params: TensorDictBase,
     ) -> tuple[Tensor, Tensor]:
         """``y`` and the share of terminated next states, each ``[*B]``, differentiable in ``a``."""
         keys = self.tensor_keys
-        imagined = self.world_model(state.clone(False).set(keys.action, action))
-        next_state = imagined.get("next", TensorDict(batch_size=state.batch_size))
-        reward = next_state.get(keys.reward, None)
+        next_state = self._imagine(state, action)
+        reward = next_state.get(keys.reward)
         terminated = next_state.get(keys.terminated, None)
         probability = next_state.get(keys.termination_probability, None)
-        self._check_imagined(state, next_state, reward, terminated, probability)
 
         next_state = next_state.select(*self._next_keys)
-        next_action = self._act(next_state, self.target_actor_network_params)
+        next_action = self._act(next_state, actor_params)
         noise = (torch.randn_like(next_action) * self.policy_noise).clamp(
             -self.noise_clip, self.noise_clip
         )
@@ -321,7 +346,7 @@ class MAGELoss(TD3Loss):
             self._qvalue(
                 next_state,
                 next_action.expand(self.num_qvalue_nets, *next_action.shape),
-                self.target_qvalue_network_params,
+                qvalue_params,
             )
             .min(0)
             .values.unsqueeze(-1)
@@ -371,77 +396,50 @@ class MAGELoss(TD3Loss):
         """The states alone, with a batch size that the caller's tensordict may not carry."""
         state = TensorDict()
         for key in self._state_keys:
-            value = tensordict.get(key, None)
-            if value is None:
-                raise ValueError(
-                    f"the networks read {key!r}, which the tensordict does not hold; its keys are "
-                    f"{sorted(map(str, tensordict.keys(True, True)))}."
-                )
-            state.set(key, value)
-        dtype = self.max_action.dtype
+            state.set(key, read_entry(tensordict, key, "the networks read"))
         for key in self._next_keys:
-            if state.get(key).dtype != dtype:
-                raise ValueError(
-                    f"entry {key!r} has dtype {state.get(key).dtype}, the networks {dtype}; "
-                    "convert one of them."
-                )
-        batch_size = tensordict.batch_size or state.get(self._next_keys[0]).shape[:-1]
-        state.batch_size = batch_size
+            check_dtype(key, state.get(key), self.max_action.dtype, "the networks")
+        # A keyword call brings no batch size: all that the entries share but their last dimension.
+        shapes = [state.get(key).shape[:-1] for key in self._state_keys]
+        shared = min(shapes, key=len)
+        while any(shape[: len(shared)] != shared for shape in shapes):
+            shared = shared[:-1]
+        state.batch_size = tensordict.batch_size or shared
         return state
 
-    def _check_imagined(
-        self,
-        state: TensorDictBase,
-        next_state: TensorDictBase,
-        reward: Tensor | None,
-        terminated: Tensor | None,
-        probability: Tensor | None,
-    ) -> None:
-        """Names what the world model left out or wrote in another shape."""
+    def _imagine(self, state: TensorDictBase, action: Tensor) -> TensorDictBase:
+        """What the world model writes under ``"next"``, checked."""
         keys = self.tensor_keys
-        if reward is None:
+        # LossModule runs everything deterministically: a model that samples must still do so.
+        with set_exploration_type(ExplorationType.RANDOM):
+            imagined = self.world_model(state.clone(False).set(keys.action, action))
+        next_state = imagined.get("next", TensorDict(batch_size=state.batch_size))
+        if next_state.get(keys.reward, None) is None:
             raise ValueError(
                 f"the world model writes no reward under {('next', keys.reward)!r}: append a "
                 "reward module, e.g. TensorDictSequential(dynamics, task.reward)."
             )
-        column = (*state.batch_size, 1)
-        for key, value in (
-            (keys.reward, reward),
-            (keys.terminated, terminated),
-            (keys.termination_probability, probability),
-        ):
-            if value is not None and value.shape != column:
-                raise ValueError(
-                    f"the world model's {('next', key)!r} has shape {tuple(value.shape)}, expected "
-                    f"{column}."
-                )
-        if terminated is not None and terminated.dtype != torch.bool:
-            raise ValueError(
-                f"the world model's {('next', keys.terminated)!r} has dtype {terminated.dtype}, "
-                "expected torch.bool; write a probability under "
-                f"{('next', keys.termination_probability)!r}."
-            )
         for key in self._next_keys:
-            value, now = next_state.get(key, None), state.get(key)
-            if value is None:
-                raise ValueError(
-                    f"actor or critics read {key!r}, but the world model writes no "
-                    f"{('next', key)!r}: append the module that computes it from the next state."
-                )
-            if value.shape != now.shape or value.dtype != now.dtype:
-                raise ValueError(
-                    f"the world model's {('next', key)!r} has shape {tuple(value.shape)} and dtype "
-                    f"{value.dtype}, the current state's {tuple(now.shape)} and {now.dtype}."
-                )
+            check_next_entry(key, state.get(key), next_state.get(key, None))
+        soft = f"; write a probability under {('next', keys.termination_probability)!r}"
+        for key, dtype, remedy in (
+            (keys.reward, action.dtype, ""),
+            (keys.terminated, torch.bool, soft),
+            (keys.termination_probability, action.dtype, ""),
+        ):
+            value = next_state.get(key, None)
+            if value is not None:
+                check_column(key, value, state.batch_size, dtype, remedy)
+        return next_state
 
     def _check_next_state(self, state: TensorDictBase) -> None:
         """Refuses, once, a world model whose next state carries no gradient to the action."""
         devices = [self.max_action.device] if self.max_action.is_cuda else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             action = self._act(state, self.actor_network_params).detach().requires_grad_()
-            imagined = self.world_model(state.clone(False).set(self.tensor_keys.action, action))
-            parts = [imagined.get(("next", *_as_tuple(key)), None) for key in self._next_keys]
-            parts = [part.sum() for part in parts if part is not None and part.requires_grad]
+            next_state = self._imagine(state, action)
+            parts = [next_state.get(key) for key in self._next_keys]
+            parts = [part.sum() for part in parts if part.requires_grad]
             (gradient,) = (
                 torch.autograd.grad(sum(parts), action, allow_unused=True) if parts else (None,)
             )
@@ -486,6 +484,8 @@ class MAGELoss(TD3Loss):
         """Redraws actor and critics; the world model is not the loss's to reset."""
         for name in ("actor_network", "qvalue_network"):
             self._reset_module_parameters(name, getattr(self, name))
+            online, target = getattr(self, f"{name}_params"), getattr(self, f"target_{name}_params")
+            target.data.update_(online.data)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MAGELoss:
         self.world_model._apply(fn)
@@ -503,5 +503,16 @@ class MAGELoss(TD3Loss):
         self._make_vmap()
 
 
-def _as_tuple(key: NestedKey) -> tuple[str, ...]:
-    return key if isinstance(key, tuple) else (key,)
+def _single_action_spec(spec: TensorSpec, key: NestedKey) -> TensorSpec:
+    """The bounded spec of one action vector, out of one that may be composite or batched."""
+    if isinstance(spec, Composite):
+        keys = sorted(map(str, spec.keys(True, True)))
+        if key not in spec.keys(True, True):
+            raise ValueError(f"action_spec has {keys}, not {key!r}; pass the action's own spec.")
+        spec = spec[key]
+    if not isinstance(spec, Bounded):
+        raise ValueError(
+            f"MAGE needs a bounded continuous action, got the spec {spec}. Rescale the "
+            "environment's actions to a box, or pass bounds=(low, high)."
+        )
+    return spec[(0,) * (spec.ndim - 1)]

@@ -40,15 +40,24 @@ class NetworkSoftUpdate(SoftUpdate):
     _sources: TensorDictBase
     _targets: TensorDictBase
 
-    def __init__(self, loss_module: LossModule, networks: Sequence[str], *, tau: float) -> None:
+    def __init__(
+        self, loss_module: LossModule, networks: str | Sequence[str], *, tau: float
+    ) -> None:
+        self._networks = [networks] if isinstance(networks, str) else list(networks)
+        flags = loss_module._has_update_associated
+        others = {name: flag for name, flag in flags.items() if name not in self._networks}
         super().__init__(loss_module, tau=tau)
-        unknown = {f"target_{name}_params" for name in networks} - set(self._target_names)
+        flags.update(others)  # their targets still wait for an updater
+
+    def init_(self) -> None:
+        """Copies the chosen networks, and none else, into their targets."""
+        names = [f"target_{name}_params" for name in self._networks]
+        unknown = set(names) - set(self._target_names)
         if unknown:
             raise ValueError(
                 f"the loss has no {sorted(unknown)}; its targets are {sorted(self._target_names)}. "
                 "Build it with delay_actor=True and delay_qvalue=True."
             )
-        self._target_names = [f"target_{name}_params" for name in networks]
-        self._source_names = [f"{name}_params" for name in networks]
-        self._sources = self._sources.select(*self._source_names).lock_()
-        self._targets = self._targets.select(*self._target_names).lock_()
+        self._target_names = names
+        self._source_names = [f"{name}_params" for name in self._networks]
+        super().init_()

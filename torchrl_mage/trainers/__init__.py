@@ -10,7 +10,7 @@ from torchrl_mage.trainers.guards import check_finite
 from torchrl_mage.trainers.interruption import EXIT_INTERRUPTED, Interruption
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.minibatches import member_minibatches
-from torchrl_mage.trainers.optimization import clipped_step
+from torchrl_mage.trainers.optimization import clipped_step, radam
 from torchrl_mage.trainers.resume import NETWORKS, chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
 from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
@@ -35,6 +35,7 @@ __all__ = [
     "evaluate",
     "member_minibatches",
     "open_run",
+    "radam",
     "record_episode",
     "use_offscreen_rendering",
 ]

@@ -34,8 +34,8 @@ def check_finite(values: TensorDictBase, *, step: int, source: str) -> None:
         name = ".".join(key) if isinstance(key, tuple) else key
         raise FloatingPointError(
             f"step {step}: the {source} gave {name} = {bad[0].item()} ({bad.numel()} of "
-            f"{value.numel()} values not finite). Nothing was trained on it; look for a division "
-            "by zero or a state out of bounds there, or for a loss that diverged before."
+            f"{value.numel()} values not finite). Nothing was trained on it. An environment gives "
+            "such values when it divides by zero or leaves its bounds, a policy when it diverged."
         )
 
 

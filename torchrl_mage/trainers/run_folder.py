@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,8 +17,6 @@ from tqdm.auto import tqdm
 from torchrl_mage.trainers.evaluation import Evaluation
 from torchrl_mage.trainers.guards import check_finite_metrics
 from torchrl_mage.trainers.metrics import RunningMeans
-
-matplotlib.use("Agg")
 
 EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time")
 
@@ -117,6 +114,7 @@ class RunFolder:
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Adds a row to ``metrics.csv`` and draws the curve anew."""
         values = self._since_row.pop()
+        check_finite_metrics({"eval_return": evaluation.mean, **values}, step=step)
         seconds = round(time.monotonic() - self._start, 3)
         row = [step, evaluation.mean, evaluation.std, seconds]
         self._rows.append(row + [values.get(name, "") for name in self._columns])

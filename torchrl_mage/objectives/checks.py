@@ -1,0 +1,92 @@
+"""What a loss says to a user whose modules or data do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+
+def check_nonnegative(**values: float) -> None:
+    """Refuses a setting that is negative or not finite."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuses a value that is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
+
+
+def read_entry(tensordict: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
+    """An entry, or an error that names it, who reads it, and what there is."""
+    value = tensordict.get(key, None)
+    if value is None:
+        raise ValueError(
+            f"{reader} {key!r}, which the tensordict does not hold; its keys are "
+            f"{sorted(map(str, tensordict.keys(True, True)))}."
+        )
+    return value
+
+
+def check_dtype(key: NestedKey, value: Tensor, dtype: torch.dtype, owner: str) -> None:
+    """Refuses a floating entry of another dtype than the networks'."""
+    if value.is_floating_point() and value.dtype != dtype:
+        raise ValueError(
+            f"entry {key!r} has dtype {value.dtype}, {owner} {dtype}; convert one of them."
+        )
+
+
+def check_written(value: Tensor | None, key: NestedKey, module: str, argument: str) -> Tensor:
+    """Refuses a module that does not write ``key``."""
+    if value is None:
+        raise ValueError(
+            f"the {module} writes no {key!r}; name the key it writes with set_keys({argument}=...)."
+        )
+    return value
+
+
+def check_column(
+    key: NestedKey, value: Tensor, batch_size: torch.Size, dtype: torch.dtype, remedy: str = ""
+) -> None:
+    """Refuses what the world model wrote in another shape than ``[*B, 1]`` or another dtype."""
+    shape = (*batch_size, 1)
+    if value.shape != shape:
+        raise ValueError(
+            f"the world model's {('next', key)!r} has shape {tuple(value.shape)}, expected {shape}."
+        )
+    if value.dtype != dtype:
+        raise ValueError(
+            f"the world model's {('next', key)!r} has dtype {value.dtype}, expected {dtype}"
+            f"{remedy}."
+        )
+
+
+def check_next_entry(key: NestedKey, now: Tensor, then: Tensor | None) -> None:
+    """Refuses a next state that lacks an entry of the state, or has it otherwise."""
+    if then is None:
+        raise ValueError(
+            f"actor or critics read {key!r}, but the world model writes no {('next', key)!r}: "
+            "append the module that computes it from the next state (for a normalised observation, "
+            "normalizer.on(('next', 'observation'), ('next', 'normalized_observation')))."
+        )
+    if then.shape != now.shape or then.dtype != now.dtype:
+        raise ValueError(
+            f"the world model's {('next', key)!r} has shape {tuple(then.shape)} and dtype "
+            f"{then.dtype}, the current state's {tuple(now.shape)} and {now.dtype}."
+        )
+
+
+def check_bounds(low: Tensor, high: Tensor) -> None:
+    """Refuses action bounds that are no bounded box."""
+    if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
+        raise ValueError(
+            f"MAGE needs a bounded continuous action, got the bounds {low.tolist()} and "
+            f"{high.tolist()}. Rescale the environment's actions to a box such as [-1, 1]."
+        )
