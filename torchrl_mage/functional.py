@@ -69,7 +69,8 @@ def mixture_moments(mean_EBD: Tensor, var_EBD: Tensor) -> tuple[Tensor, Tensor]:
         >>> mixture_moments(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
         (tensor([0.]), tensor([2.]))
     """
-    return mean_EBD.mean(0), var_EBD.mean(0) + mean_EBD.var(0, correction=0)
+    mean_BD = mean_EBD.mean(0)
+    return mean_BD, (var_EBD + (mean_EBD - mean_BD).square()).mean(0)
 
 
 def balanced_slots(

@@ -214,6 +214,11 @@ def test_bad_input_is_named():
         ModelBasedEnv(OraclePendulum(), base, propagation="ts1")
     with pytest.raises(ValueError, match="needs one GaussianEnsembleWorldModel.*found 0"):
         ModelBasedEnv(OraclePendulum(), base, propagation="trajectory")
+    unpaid = TensorDictModule(
+        lambda s, a: s + a, ["observation", "action"], [("next", "observation")]
+    )
+    with pytest.raises(ValueError, match=r"writes no reward under \('next', 'reward'\)"):
+        ModelBasedEnv(unpaid, base)
     blind = TensorDictModule(lambda s, a: s, ["hidden", "action"], [("next", "observation")])
     with pytest.raises(ValueError, match=r"must write \['hidden'\] too, under 'next'"):
         ModelBasedEnv(blind, base)

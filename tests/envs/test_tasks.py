@@ -195,6 +195,15 @@ def test_register_and_unknown():
         get_task("Ant")
 
 
+def test_a_wrap_mends_spaces_and_its_actions_are_rescaled():
+    def wrap(env):
+        return gymnasium.wrappers.RescaleAction(env, np.float32(-3), np.float32(3))
+
+    env = Task("Pendulum-v1", wrap=wrap).make_env()
+    assert (env.action_spec.space.low, env.action_spec.space.high) == (-1, 1)
+    assert env.rollout(3)["next", "observation"].shape == (3, 3)
+
+
 class OddSpaces(gymnasium.Env):
     def __init__(self, action_space, observation_space):
         self.action_space, self.observation_space = action_space, observation_space

@@ -260,6 +260,23 @@ def test_bad_arguments_are_named(kwargs, message):
         GaussianEnsembleWorldModel(OBS, ACTION, **kwargs)
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "independent", "moments", "mean"])
+def test_an_empty_batch_is_an_empty_batch(sampling):
+    out = make_model(3, sampling=sampling)(transitions(0).exclude("next"))
+    assert out["next", "observation"].shape == (0, OBS)
+
+
+def test_wrong_dtype_and_member_are_named():
+    model = make_model(3)
+    with pytest.raises(
+        ValueError, match="world model has dtype torch.float64, 'observation' torch.f"
+    ):
+        model(transitions(5, dtype=torch.float32).exclude("next"))
+    td = transitions(2).exclude("next").set("ensemble_member", torch.tensor([[0], [7]]))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 3\), got values from 0 to 7"):
+        model(td)
+
+
 def test_wrong_feature_count_is_named():
     model = make_model()
     td = transitions(5).exclude("next")

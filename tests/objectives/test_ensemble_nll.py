@@ -9,6 +9,7 @@ import pytest
 import torch
 from modules.test_world_model import ACTION, OBS, make_model, separate_network, transitions
 from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
 
 from torchrl_mage import GaussianEnsembleLoss, GaussianEnsembleWorldModel
 
@@ -120,14 +121,44 @@ def test_per_member_needs_a_minibatch_for_each():
 
 def test_missing_key_and_dtype_are_named():
     loss = GaussianEnsembleLoss(make_model(4), per_member=False)
-    with pytest.raises(
-        ValueError, match=r"reads \('next', 'observation'\), which the tensordict does not"
-    ):
+    with pytest.raises(ValueError, match=r"reads \('next', 'observation'\), which the t"):
         loss(transitions(5).exclude("next"))
     with pytest.raises(ValueError, match="dtype torch.float32, the world model torch.float64"):
         loss(transitions(5, dtype=torch.float32))
     with pytest.raises(ValueError, match="reduction must be .* got 'median'"):
         GaussianEnsembleLoss(make_model(4), reduction="median")
+
+
+def test_mask_of_the_batch_leaves_the_members_alone():
+    """Three members and three transitions, so that a mask on the wrong axis would go unseen."""
+    model = make_model(3)
+    td = transitions(3)
+    mask = torch.tensor([[True], [False], [True]])
+    expected = separate_nll(model, [td] * 3)[:, [0, 2]].mean()
+    masked = td.clone().set(("collector", "mask"), mask)
+    out = GaussianEnsembleLoss(model, per_member=False)(masked)["loss_world_model"]
+    torch.testing.assert_close(out, expected)
+
+
+def test_shapes_and_modules_that_do_not_fit_are_named():
+    loss = GaussianEnsembleLoss(make_model(2), per_member=False)
+    td = transitions(5)
+    td["next", "observation"] = td["next", "observation"][:, :1]
+    with pytest.raises(ValueError, match=r"next observation \(5, 1\) do not belong together"):
+        loss(td)
+    with pytest.raises(ValueError, match="got TensorDictSequential; pass the ensemble alone"):
+        GaussianEnsembleLoss(TensorDictSequential(make_model(2)))
+
+
+def test_statistics_that_change_later_are_seen():
+    model = make_model(2)
+    loss = GaussianEnsembleLoss(model, per_member=False, reduction=None)
+    td = transitions(6)
+    before = loss(td)["loss_world_model"]
+    model.update_normalizer(transitions(30))
+    after = loss(td)["loss_world_model"]
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, separate_nll(model, [td] * 2).mean())
 
 
 def test_contract():

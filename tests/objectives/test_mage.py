@@ -10,9 +10,13 @@ import torch
 from naive import actor_loss as naive_actor_loss
 from naive import critic_loss as naive_critic_loss
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    TensorDictSequential,
+)
 from torch import nn
-from torchrl.data import Bounded, Unbounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.modules import MLP
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
@@ -68,8 +72,9 @@ class Problem:
         kwargs = {"bounds": (-1.0, 1.0), "policy_noise": 0.0} | kwargs
         self.loss = MAGELoss(self.actor, critics, self.world_model, **kwargs)
         self.loss.make_value_estimator(gamma=GAMMA)
-        if self.loss.delay_actor and self.loss.delay_qvalue:
+        if self.loss.delay_actor or self.loss.delay_qvalue:
             SoftUpdate(self.loss, tau=0.005)
+        if self.loss.delay_actor and self.loss.delay_qvalue:
             # Targets of their own, so that a mix-up of online and target networks shows.
             for params in (
                 self.loss.target_actor_network_params,
@@ -721,9 +726,12 @@ def test_value_estimators():
     assert loss.make_value_estimator().value_estimator.gamma.item() == 0.99
 
 
-def test_compiles_in_one_graph():
+@pytest.mark.parametrize(
+    ("delay_actor", "delay_qvalue"), [(True, True), (False, False), (True, False), (False, True)]
+)
+def test_compiles_in_one_graph(delay_actor, delay_qvalue):
     """Inductor's own kernels and speed are the benchmarks' business: here, one graph, equal out."""
-    problem = Problem(lmbda=0.2)
+    problem = Problem(lmbda=0.2, delay_actor=delay_actor, delay_qvalue=delay_qvalue)
     eager, _ = problem.loss.value_loss(problem.td())
     eager.backward()
     gradients = [p.grad.clone() for p in problem.loss.qvalue_network_params.parameters()]
@@ -735,10 +743,121 @@ def test_compiles_in_one_graph():
     torch.testing.assert_close(
         [p.grad for p in problem.loss.qvalue_network_params.parameters()], gradients
     )
-    compiled_actor = torch.compile(problem.loss.actor_loss, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(
-        compiled_actor(problem.td())[0], problem.loss.actor_loss(problem.td())[0]
+    if delay_actor and delay_qvalue:
+        compiled = torch.compile(problem.loss.actor_loss, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(
+            compiled(problem.td())[0], problem.loss.actor_loss(problem.td())[0]
+        )
+
+
+def test_a_sampling_world_model_samples():
+    """LossModule forces deterministic modules to their means; the model's noise is the method's."""
+    dynamics = TensorDictSequential(
+        TensorDictModule(
+            lambda s, a: (s + a.sum(-1, keepdim=True), torch.ones_like(s)),
+            ["observation", "action"],
+            ["loc", "scale"],
+        ),
+        ProbabilisticTensorDictModule(
+            in_keys=["loc", "scale"],
+            out_keys=[("next", "observation")],
+            distribution_class=torch.distributions.Normal,
+        ),
     )
+    problem = with_world_model(dynamics, TensorDictModule(*REWARD))
+    targets = [problem.loss(problem.td())["target_value"] for _ in range(2)]
+    assert not torch.allclose(*targets)
+
+
+def test_dyna_keyword_call():
+    loss = Problem(gradient_coeff=0.0).loss
+    out = loss(observation=Problem().state)
+    assert len(out) == len(loss.out_keys) == 7
+    assert not any("gradient" in key for key in loss.out_keys)
+
+
+@pytest.mark.parametrize("reduction", [None, "mean"])
+def test_no_reduction_is_the_mean(reduction):
+    expected = Problem(reduction="none").loss(Problem().td())["loss_qvalue"].mean()
+    out = Problem(reduction=reduction).loss(Problem().td())["loss_qvalue"]
+    torch.testing.assert_close(out, expected)
+
+
+def test_updaters_leave_the_other_networks_alone():
+    problem = Problem()
+    loss = MAGELoss(
+        problem.actor, problem.loss.qvalue_network, problem.world_model, bounds=(-1.0, 1.0)
+    )
+    with torch.no_grad():
+        loss.qvalue_network_params.data.apply_(lambda x: x.add_(1.0))
+    targets = dict(loss.named_children())["target_qvalue_network_params"]
+    before = targets.clone()
+    NetworkSoftUpdate(loss, "actor_network", tau=0.1)
+    for old, new in zip(
+        before.values(True, True),
+        targets.values(True, True),
+        strict=True,
+    ):
+        torch.testing.assert_close(old, new)
+    with pytest.warns(UserWarning, match="No target network updater"):
+        loss.value_loss(problem.td())  # the critics' targets still have none
+
+
+def test_action_spec_bounds_the_target_action():
+    """Plain, batched and composite specs, with bounds that the target noise exceeds."""
+    bounded = Bounded(-0.1, 0.1, (ACTION,), dtype=torch.float64)
+    kwargs = {"policy_noise": 5.0, "noise_clip": 9.0}
+    torch.manual_seed(2)
+    expected = Problem(bounds=(-0.1, 0.1), **kwargs).loss(Problem().td())["target_value"]
+    for spec in (
+        bounded,
+        bounded.expand(4, ACTION),
+        Composite(action=bounded),
+        Composite(action=bounded.expand(4, ACTION), shape=(4,)),
+    ):
+        torch.manual_seed(2)
+        out = Problem(bounds=None, action_spec=spec, **kwargs).loss(Problem().td())
+        torch.testing.assert_close(out["target_value"], expected)
+
+
+def test_several_state_keys_of_any_kind_by_keyword():
+    """Pixels, an integer task and a vector: the batch is what their shapes share."""
+
+    class Actor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(OBS, ACTION)
+
+        def forward(self, observation, task, pixels):
+            shift = (
+                task.to(observation.dtype) + pixels.to(observation.dtype).mean((-1, -2))[..., :1]
+            )
+            return torch.tanh(self.linear(observation) + shift)
+
+    keys = ["observation", "task", "pixels"]
+    actor = TensorDictModule(Actor(), keys, ["action"])
+    critic = TensorDictModule(
+        MLP(OBS + ACTION, 1, num_cells=[4]), ["observation", "action"], ["state_action_value"]
+    )
+    world_model = TensorDictSequential(
+        TensorDictModule(*DYNAMICS),
+        TensorDictModule(
+            lambda t, p: (t.clone(), p.clone()),
+            ["task", "pixels"],
+            [("next", "task"), ("next", "pixels")],
+        ),
+        TensorDictModule(*REWARD),
+    )
+    loss = MAGELoss(actor, critic, world_model, bounds=(-1.0, 1.0), reduction="none")
+    SoftUpdate(loss, tau=0.1)
+    data = {
+        "observation": torch.randn(5, OBS),
+        "task": torch.randint(3, (5, 1)),
+        "pixels": torch.randint(255, (5, 3, 2, 2), dtype=torch.uint8),
+    }
+    loss.select_out_keys("loss_actor")
+    assert loss(**data).shape == (5,)
+    assert loss(TensorDict(data, [5]))["loss_actor"].shape == (5,)
 
 
 # ---------------------------------------------------------------- bad input
@@ -761,6 +880,13 @@ def test_compiles_in_one_graph():
             "needs a bounded continuous action",
         ),
         ({"bounds": (1.0, -1.0)}, "low bound higher"),
+        ({"bounds": (-1.0, float("inf"))}, "needs a bounded continuous action, got the bounds"),
+        ({"bounds": (float("nan"), 1.0)}, "needs a bounded continuous action, got the bounds"),
+        (
+            {"bounds": None, "action_spec": Composite(push=Bounded(-1, 1, (ACTION,)))},
+            r"action_spec has \['push'\], not 'action'",
+        ),
+        ({"reduction": "median"}, "reduction must be one of .* got 'median'"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -825,6 +951,69 @@ def test_world_model_that_leaves_out_a_state_the_actor_reads():
         ValueError, match=r"read 'goal', but the world model writes no \('next', 'g"
     ):
         loss.value_loss(td)
+
+
+def test_a_forgotten_normaliser_is_named():
+    actor = TensorDictModule(
+        MLP(OBS, ACTION, num_cells=[4]), ["normalized_observation"], ["action"]
+    )
+    critic = TensorDictModule(
+        MLP(6, 1, num_cells=[4]), ["normalized_observation", "action"], ["state_action_value"]
+    )
+    world_model = TensorDictSequential(TensorDictModule(*DYNAMICS), TensorDictModule(*REWARD))
+    loss = MAGELoss(actor, critic, world_model, bounds=(-1.0, 1.0))
+    state = torch.zeros(5, OBS)
+    td = TensorDict(observation=state, normalized_observation=state, batch_size=[5])
+    with pytest.raises(ValueError, match=r"writes no .*normalized_observation.*normalizer.on\("):
+        loss.value_loss(td)
+
+
+def test_modules_that_write_other_keys_are_named():
+    problem = Problem()
+    odd = TensorDictModule(problem.actor_net, ["observation"], ["push"])
+    loss = MAGELoss(odd, problem.loss.qvalue_network, problem.world_model, bounds=(-1.0, 1.0))
+    with pytest.raises(ValueError, match=r"actor writes no 'action'; .*set_keys\(action="):
+        loss.value_loss(problem.td())
+    problem = Problem()
+    critic = TensorDictModule(problem.critic_nets[0], ["observation", "action"], ["q"])
+    loss = MAGELoss(problem.actor, critic, problem.world_model, bounds=(-1.0, 1.0))
+    with pytest.raises(ValueError, match=r"critic writes no 'state_action_value'"):
+        loss.actor_loss(problem.td())
+
+
+def test_shared_parameters_with_separate_losses():
+    """One critic: the shared encoder is trained by the actor's loss alone. A list is refused."""
+    encoder = nn.Linear(OBS, OBS)
+
+    class Head(nn.Module):
+        def __init__(self, out):
+            super().__init__()
+            self.encoder, self.head = encoder, nn.Linear(OBS, out)
+
+    class Actor(Head):
+        def forward(self, s):
+            return self.head(self.encoder(s).tanh())
+
+    class Critic(Head):
+        def forward(self, s, a):
+            return self.head(self.encoder(s).tanh() + a.sum(-1, keepdim=True)).square()
+
+    actor = TensorDictModule(Actor(ACTION), ["observation"], ["action"])
+    critics = [
+        TensorDictModule(Critic(1), ["observation", "action"], ["state_action_value"])
+        for _ in range(2)
+    ]
+    world_model = TensorDictSequential(TensorDictModule(*DYNAMICS), TensorDictModule(*REWARD))
+    kwargs = {"bounds": (-1.0, 1.0), "separate_losses": True}
+    with pytest.raises(ValueError, match="2 of whose parameters are the actor's: pass a single"):
+        MAGELoss(actor, critics, world_model, **kwargs)
+    loss = MAGELoss(actor, critics[0], world_model, **kwargs)
+    SoftUpdate(loss, tau=0.1)
+    td = TensorDict(observation=torch.randn(6, OBS), batch_size=[6])
+    loss.value_loss(td)[0].backward()
+    assert encoder.weight.grad is None
+    loss.actor_loss(td)[0].backward()
+    assert encoder.weight.grad.abs().sum() > 0
 
 
 def test_missing_entry_and_dtype_are_named():

@@ -1,0 +1,46 @@
+"""What the README tells its reader to type works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_snippets_run(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_snippets():
+    assert len(blocks("python")) == 1
+    assert len(blocks("bash")) == 3
+
+
+def test_every_override_of_the_table_exists():
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from torchrl_mage.trainers import chosen_folder
+
+    OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
+    table = re.findall(r"^\| (`.*?`) \|", README.read_text(), re.MULTILINE)
+    overrides = [
+        override
+        for cell in table
+        for code in re.findall(r"`([^`]*)`", cell)
+        for override in code.split()
+        if "=" in override and not override.startswith("resume")
+    ]
+    assert len(overrides) >= 10
+    with initialize_config_dir(str(README.parent / "examples" / "config"), version_base="1.3"):
+        for override in overrides:
+            if "," not in override:  # a sweep's
+                compose("mage_td3", overrides=[override])
