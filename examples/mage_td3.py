@@ -9,6 +9,7 @@ python examples/mage_td3.py --cfg job            # every setting
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from functools import partial
 
 import hydra
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch.nn.functional import smooth_l1_loss
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
@@ -38,6 +40,9 @@ from torchrl_mage.trainers import (
     Checkpointer,
     CollectorState,
     Counters,
+    DivergenceError,
+    DivergenceGuard,
+    Evaluation,
     Interruption,
     RunFolder,
     check_finite,
@@ -103,22 +108,25 @@ def main(cfg: DictConfig) -> float:
     action_dim = env.action_spec.shape[-1]
 
     normalizer = Normalizer(obs_dim, device=device)
-    actor = TensorDictSequential(
-        TensorDictModule(
-            xavier_mlp(obs_dim, action_dim, cfg.actor.num_cells, device=device),
-            in_keys=["normalized_observation"],
-            out_keys=["param"],
-        ),
-        TanhModule(in_keys=["param"], out_keys=["action"], spec=env.action_spec),
-    )
-    critics = [
-        TensorDictModule(
+
+    def make_actor() -> TensorDictSequential:
+        return TensorDictSequential(
+            TensorDictModule(
+                xavier_mlp(obs_dim, action_dim, cfg.actor.num_cells, device=device),
+                in_keys=["normalized_observation"],
+                out_keys=["param"],
+            ),
+            TanhModule(in_keys=["param"], out_keys=["action"], spec=env.action_spec),
+        )
+
+    def make_critic() -> TensorDictModule:
+        return TensorDictModule(
             xavier_mlp(obs_dim + action_dim, 1, cfg.critic.num_cells, device=device),
             in_keys=["normalized_observation", "action"],
             out_keys=["state_action_value"],
         )
-        for _ in range(2)
-    ]
+
+    actor, critics = make_actor(), [make_critic() for _ in range(2)]
     dynamics = GaussianEnsembleWorldModel(
         obs_dim,
         action_dim,
@@ -217,6 +225,10 @@ def main(cfg: DictConfig) -> float:
         critic_optimizer.zero_grad()
         critic_targets.step()
         run.add(loss_qvalue=loss, **metadata)
+        td_error = metadata["td_error"]
+        guard.watch(
+            loss_qvalue=loss, huber_td_error=smooth_l1_loss(td_error, torch.zeros_like(td_error))
+        )
 
     def update_actor(states: TensorDict) -> None:
         loss, _ = actor_loss(states)
@@ -225,6 +237,35 @@ def main(cfg: DictConfig) -> float:
         actor_optimizer.zero_grad()
         actor_targets.step()
         run.add(loss_actor=loss)
+        guard.watch(loss_actor=loss)
+
+    def assess(step: int) -> Evaluation:
+        return evaluate(eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step)
+
+    # ---------------------------------------------------------------- divergence
+    guard = DivergenceGuard(
+        {
+            "world model": dynamics.parameters(),
+            "critics": mage_loss.qvalue_network_params.parameters(),
+            "actor": mage_loss.actor_network_params.parameters(),
+        },
+        limits={"huber_td_error": 100.0, "loss_actor": 1e5},  # the authors'
+    )
+    fresh_optimizers = [
+        (optimizer, deepcopy(optimizer.state_dict()))
+        for optimizer in (critic_optimizer, actor_optimizer)
+    ]
+
+    def reset_agent() -> None:
+        """A new actor and new critics; the model, the data and the statistics stay."""
+        fresh = TensorDict.from_modules(*(make_critic() for _ in range(2)))
+        mage_loss.qvalue_network_params.data.update_(fresh.data)
+        mage_loss.actor_network_params.data.update_(TensorDict.from_module(make_actor()).data)
+        for name in ("qvalue_network", "actor_network"):
+            online, target = f"{name}_params", f"target_{name}_params"
+            getattr(mage_loss, target).data.update_(getattr(mage_loss, online).data)
+        for optimizer, state in fresh_optimizers:
+            optimizer.load_state_dict(deepcopy(state))
 
     # ---------------------------------------------------------------- checkpoints
     count = Counters()
@@ -248,6 +289,7 @@ def main(cfg: DictConfig) -> float:
         run.say(f"resumed {run_path} at step {count.step}")
 
     # ---------------------------------------------------------------- Algorithm 2
+    states, evaluation = TensorDict(), None
     with run, Interruption() as interruption:
         for batch in collector:
             transition = batch.select(*TRANSITION)
@@ -267,6 +309,20 @@ def main(cfg: DictConfig) -> float:
                     count.updates += 1
                     if count.updates % cfg.policy.actor_delay == 0:
                         update_actor(states)
+            try:
+                guard.check(step)
+            except DivergenceError as error:
+                saved = run_path / f"diverged_step_{step:09d}.pt"
+                torch.save({"transition": transition.to_dict(), "states": states.to_dict()}, saved)
+                if cfg.on_divergence == "stop":
+                    raise DivergenceError(
+                        f"{error}. The step's batch is in {saved}, the newest checkpoint before it "
+                        f"continues with resume={run_path}. metrics.csv shows what grew first; "
+                        "on_divergence=reset_agent goes on with a new agent."
+                    ) from error
+                run.say(f"{error}: a new agent takes over")
+                reset_agent()
+                run.forget()
 
             count.episode_return += transition["next", "reward"].item()
             if batch["next", "done"].item():
@@ -276,9 +332,7 @@ def main(cfg: DictConfig) -> float:
             if step % cfg.log_interval == 0:
                 run.log(step)
             if step % cfg.eval_interval == 0 or step == cfg.total_steps:
-                evaluation = evaluate(
-                    eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
-                )
+                evaluation = assess(step)
                 run.evaluated(step, evaluation)
             if step % cfg.checkpoint_interval == 0 or interruption.requested:
                 checkpointer.save(step)
@@ -287,6 +341,7 @@ def main(cfg: DictConfig) -> float:
                 sys.exit(EXIT_INTERRUPTED)
 
     collector.shutdown()
+    evaluation = evaluation or assess(count.step)  # a run resumed at its end
     torch.save(
         {
             "actor": actor.state_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import runpy
 import subprocess
 import sys
@@ -123,6 +124,25 @@ def test_dyna_is_an_override(tmp_path, run):
 )
 def test_bad_overrides_are_named(tmp_path, run, override, message):
     assert message in run(tmp_path / "run", override, refused=True).err
+
+
+def test_divergence_stops_with_the_batch_and_a_checkpoint(tmp_path, run):
+    path = tmp_path / "run"
+    message = run(path, "critic.lr=1e30", "checkpoint_interval=14", refused=True).err
+    assert re.search(r"step 1[56]: training diverged, .* = ", message)
+    assert f"resume={path}" in message
+    assert [c.name for c in (path / "checkpoints").glob("step_*")] == ["step_000000014"]
+    (batch,) = path.glob("diverged_step_0000000*.pt")
+    saved = torch.load(batch, weights_only=True)
+    assert saved["states"]["observation"].shape == (7, 3)
+    assert saved["transition"]["action"].shape == (1, 1)
+
+
+def test_divergence_may_reset_the_agent(tmp_path, run):
+    out = run(tmp_path / "run", "critic.lr=1e30", "on_divergence=reset_agent")
+    assert "a new agent takes over" in out.out + out.err
+    networks = torch.load(tmp_path / "run" / "networks.pt", weights_only=True)
+    assert torch.isfinite(networks["normalizer"]["statistics.mean"]).all()
 
 
 def test_help_and_config():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -88,4 +89,31 @@ def test_sigterm_checkpoints_at_once_and_resume_is_exact(tmp_path, task):
     assert f"continue with resume={path}" in out
     assert len(list(path.glob("checkpoints/step_*"))) == 1
     assert "resumed" in finished(start(f"resume={path}", cwd=tmp_path))
+    assert_same(path, outcome(tmp_path / "whole"))
+    again = finished(start(f"resume={path}", cwd=tmp_path))  # at its end: nothing but the result
+    assert again.strip().splitlines()[-1].startswith("final evaluation return: ")
+    assert_same(path, outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_loses_nothing(tmp_path, kills):
+    """Killed whenever, during the writing of checkpoints too, and resumed until it ends."""
+    rng = random.Random(0)
+    settings = ["env=cartpole", "checkpoint_interval=1"]
+    finished(begin(tmp_path / "whole", *settings))
+    path = tmp_path / "killed"
+    process = begin(path, *settings)
+    for _ in range(kills):
+        wait_for_a_checkpoint(path, process)
+        known = sorted(path.glob("checkpoints/step_*"))[-1]
+        deadline = time.monotonic() + 60
+        while sorted(path.glob("checkpoints/step_*"))[-1:] == [known]:  # some progress each time
+            if process.poll() is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        process = start(f"resume={path}", cwd=tmp_path)
+    finished(process)
     assert_same(path, outcome(tmp_path / "whole"))

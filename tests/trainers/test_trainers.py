@@ -19,6 +19,8 @@ from torchrl.record.loggers import CSVLogger
 
 from torchrl_mage import Task, get_task
 from torchrl_mage.trainers import (
+    DivergenceError,
+    DivergenceGuard,
     Evaluation,
     RunFolder,
     RunningMeans,
@@ -287,3 +289,19 @@ def test_check_finite_passes_integers_and_nested():
     td["a", "b"][1] = float("inf")
     with pytest.raises(FloatingPointError, match="a.b = inf"):
         check_finite(td, step=1, source="test")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_divergence_is_named(bad):
+    weight = nn.Parameter(torch.ones(3))
+    guard = DivergenceGuard({"critics": [weight]}, limits={"huber_td_error": 100.0})
+    guard.watch(loss_actor=torch.tensor([1e30]), huber_td_error=torch.tensor(100.0))
+    guard.check(4)
+    guard.watch(loss_qvalue=torch.tensor([1.0, bad]))
+    with pytest.raises(DivergenceError, match=f"step 5: training diverged, loss_qvalue = {bad}"):
+        guard.check(5)
+    guard.check(6)
+    with torch.no_grad():
+        weight[1] = bad
+    with pytest.raises(DivergenceError, match=f"parameters of the critics = {bad}"):
+        guard.check(7)

@@ -4,6 +4,7 @@ from torchrl_mage.trainers.checkpoint import Checkpointer, CheckpointError, chec
 from torchrl_mage.trainers.collector_state import CollectorState
 from torchrl_mage.trainers.compilation import compiled
 from torchrl_mage.trainers.counters import Counters
+from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard
 from torchrl_mage.trainers.env_state import EnvState
 from torchrl_mage.trainers.evaluation import Evaluation, evaluate
 from torchrl_mage.trainers.guards import check_finite
@@ -22,6 +23,8 @@ __all__ = [
     "Checkpointer",
     "CollectorState",
     "Counters",
+    "DivergenceError",
+    "DivergenceGuard",
     "EnvState",
     "Evaluation",
     "Interruption",

@@ -98,6 +98,11 @@ class RunFolder:
         self._since_point.add(**means)
         self._since_row.add(**means)
 
+    def forget(self) -> None:
+        """Drops the metrics since the last point and row, those of an agent that is gone."""
+        self._since_point.pop()
+        self._since_row.pop()
+
     def log(self, step: int) -> None:
         """Passes the means since the last point on to the logger and the progress bar.
 

@@ -1,0 +1,63 @@
+"""Notices within one environment step that training has diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class DivergenceError(FloatingPointError):
+    """Training has diverged; the message names the quantity and the step."""
+
+
+class DivergenceGuard:
+    """Watches losses and parameters, with one transfer from the device an environment step.
+
+    Args:
+        parameters: the trained parameters by network. A gradient that is not finite reaches them in
+            the same update.
+        limits: the largest admissible size of a watched quantity that explodes while it is finite.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> guard = DivergenceGuard({"critic": [weight]}, limits={"td_error": 100.0})
+        >>> guard.watch(td_error=torch.tensor([3.0, 5.0]))
+        >>> guard.check(step=7)
+        >>> guard.watch(td_error=torch.tensor([300.0]))
+        >>> guard.check(step=8)
+        Traceback (most recent call last):
+            ...
+        torchrl_mage.trainers.divergence.DivergenceError: step 8: ... td_error = 300 (limit 100)
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Iterable[Tensor]], limits: Mapping[str, float]
+    ) -> None:
+        self._parameters = {name: list(tensors) for name, tensors in parameters.items()}
+        self._limits = limits
+        self._watched: list[tuple[str, Tensor]] = []
+
+    def watch(self, **values: Tensor) -> None:
+        """Notes the mean of each quantity until the next :meth:`check`."""
+        self._watched += [(name, value.detach().mean()) for name, value in values.items()]
+
+    @torch.no_grad()
+    def check(self, step: int) -> None:
+        """Refuses what was watched since the last check, and the parameters as they are.
+
+        Raises:
+            DivergenceError: a quantity or a network is not finite, or a limit is exceeded.
+        """
+        watched = self._watched + [
+            (f"parameters of the {name}", torch.stack([tensor.sum() for tensor in tensors]).sum())
+            for name, tensors in self._parameters.items()
+        ]
+        self._watched = []
+        values = torch.stack([value for _, value in watched]).tolist()
+        for (name, _), value in zip(watched, values, strict=True):
+            limit = self._limits.get(name, float("inf"))
+            if not abs(value) <= limit or abs(value) == float("inf"):
+                within = f" (limit {limit:g})" if limit < float("inf") else ""
+                raise DivergenceError(f"step {step}: training diverged, {name} = {value:g}{within}")
