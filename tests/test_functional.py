@@ -8,10 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
+from torchrl_mage import OraclePendulum
 from torchrl_mage import functional as F
-from torchrl_mage.diagnostics import policy_gradient_bound
+from torchrl_mage.diagnostics import oracle_gradient_error, policy_gradient_bound
+from torchrl_mage.envs.pendulum import pendulum_dynamics, pendulum_reward
 
 
 def test_gaussian_nll_is_the_density_up_to_a_constant():
@@ -186,3 +190,68 @@ def test_bound_names_bad_input():
         policy_gradient_bound(policy, torch.ones(1, 1), torch.ones(1, 1), gamma=1.0)
     with pytest.raises(ValueError, match=r"state must be \[B, D\]"):
         policy_gradient_bound(policy, torch.ones(1), torch.ones(1, 1), gamma=0.5)
+
+
+# ---------------------------------------------------------------- Eq. 14
+
+
+def test_oracle_gradient_error_equals_finite_differences():
+    """Each action of 6 steps of Pendulum pushed by +-h, the policy answering what follows."""
+    torch.manual_seed(3)
+    horizon, gamma, h = 6, 0.9, 1e-6
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Tanh()).double()
+    critic = nn.Linear(4, 1).double()
+    policy = TensorDictModule(net, ["observation"], ["action"])
+    qvalue = TensorDictModule(
+        lambda s, a: critic(torch.cat([s, a], -1)).sin(),
+        ["observation", "action"],
+        ["state_action_value"],
+    )
+    angle = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    start = torch.stack([angle.cos(), angle.sin(), angle], -1)
+
+    @torch.no_grad()
+    def rollout(push):
+        """States, actions and the return from each step on, with ``push[t]`` on action ``t``."""
+        state, states, actions, rewards = start, [], [], []
+        for t in range(horizon):
+            action = net(state) + push[t]
+            states.append(state)
+            actions.append(action)
+            rewards.append(pendulum_reward(state, action, state))
+            state = pendulum_dynamics(state, action)
+        tails = [
+            sum(gamma ** (k - t) * rewards[k] for k in range(t, horizon)) for t in range(horizon)
+        ]
+        return states, actions, tails
+
+    zero = torch.zeros(horizon, 1, 1, dtype=torch.float64)
+    states, actions, _ = rollout(zero)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for t in range(horizon):
+        push = torch.zeros_like(zero)
+        push[t] = h
+        true = (rollout(push)[2][t] - rollout(-push)[2][t]) / (2 * h)
+        value = [critic(torch.cat([states[t], actions[t] + shift], -1)).sin() for shift in (h, -h)]
+        slope = (value[0] - value[1]) / (2 * h)
+        expected += gamma**t * (true - slope).abs().sum(-1).detach() / horizon
+    td = TensorDict(observation=start, batch_size=[2])
+    error = oracle_gradient_error(
+        policy, qvalue, OraclePendulum(), td, horizon=horizon, gamma=gamma
+    )
+    torch.testing.assert_close(error, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_oracle_gradient_error_names_bad_input():
+    policy = TensorDictModule(lambda s: s[..., :1], ["observation"], ["action"])
+    td = TensorDict(observation=torch.ones(1, 3), batch_size=[1])
+    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
+        oracle_gradient_error(policy, policy, OraclePendulum(), td, horizon=0, gamma=0.9)
+    falling = TensorDictSequential(
+        OraclePendulum(),
+        TensorDictModule(
+            lambda n: n[..., :1] < 2, [("next", "observation")], [("next", "terminated")]
+        ),
+    )
+    with pytest.raises(ValueError, match="oracle terminated at step 0"):
+        oracle_gradient_error(policy, policy, falling, td, horizon=3, gamma=0.9)

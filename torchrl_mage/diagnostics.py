@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torchrl.envs.utils import step_mdp
 
 
 def policy_gradient_bound(
@@ -57,3 +60,72 @@ def policy_gradient_bound(
     weight = torch.ones_like(state[:, 0]) if weight is None else weight
     error = torch.linalg.vector_norm(action_gradient_error, dim=-1)
     return lipschitz / (1 - gamma) * (weight * error).sum() / weight.sum()
+
+
+def oracle_gradient_error(
+    policy: TensorDictModuleBase,
+    qvalue: TensorDictModuleBase,
+    oracle: TensorDictModuleBase,
+    tensordict: TensorDictBase,
+    *,
+    horizon: int,
+    gamma: float,
+) -> Tensor:
+    r"""Error of a critic's action-gradient along trajectories (arXiv:2004.14309, Eq. 14).
+
+    .. math::
+        L = \frac{1}{H} \sum_{t=0}^{H-1} \gamma^t
+        \|\nabla_a G(s_t, a_t) - \nabla_a \hat Q(s_t, a_t)\|_1
+
+    with ``G`` the empirical discounted return from ``t`` to the end of the episode, differentiated
+    through the true dynamics and the policy (appendix D.2). Deterministic policy and dynamics.
+
+    Args:
+        policy: writes ``action``, in [-1, 1]; reads the state.
+        qvalue: the (first) critic, writes ``state_action_value`` ``[*B, 1]``.
+        oracle: the true dynamics and reward as a world model, such as
+            :class:`~torchrl_mage.OraclePendulum`, of a task that does not terminate.
+        tensordict: the first states, batch size ``[*B]``.
+        horizon: length ``H`` of the episode.
+        gamma: discount factor.
+
+    Returns:
+        ``[*B]``, the error of each trajectory.
+
+    Raises:
+        ValueError: ``horizon`` is below 1, or the oracle terminates.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_mage import OraclePendulum
+        >>> policy = TensorDictModule(lambda s: 0 * s[..., :1], ["observation"], ["action"])
+        >>> flat = TensorDictModule(lambda a: 0 * a, ["action"], ["state_action_value"])
+        >>> upright = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]]), batch_size=[1])
+        >>> oracle_gradient_error(policy, flat, OraclePendulum(), upright, horizon=5, gamma=0.99)
+        tensor([0.])
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}.")
+    # A push of zero on each action: since the past does not depend on it, the gradient of the whole
+    # return with respect to the push at t is gamma^t times that of the return from t on.
+    pushes, visited, total = [], [], torch.zeros(())
+    state = tensordict.clone(False)
+    for t in range(horizon):
+        action = policy(state.clone(False)).get("action")
+        pushes.append(torch.zeros_like(action).requires_grad_())
+        visited.append(state.clone(False).set("action", action).detach())
+        out = oracle(state.set("action", action + pushes[-1]))
+        if out.get(("next", "terminated"), torch.zeros(())).any():
+            raise ValueError(f"the oracle terminated at step {t}; Eq. 14 takes whole episodes.")
+        total = total + gamma**t * out.get(("next", "reward")).sum()
+        state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
+    true_slope = torch.stack(torch.autograd.grad(total, pushes))
+
+    states = torch.stack(visited)
+    action = states.get("action").requires_grad_()
+    value = qvalue(states.set("action", action)).get("state_action_value")
+    (slope,) = torch.autograd.grad(value.sum(), action)
+    discount = gamma ** torch.arange(horizon, dtype=slope.dtype, device=slope.device)
+    discount = discount.reshape(-1, *(1,) * (slope.dim() - 1))
+    return (true_slope - discount * slope).abs().sum(-1).sum(0) / horizon
