@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
@@ -122,7 +122,7 @@ def oracle_gradient_error(
         state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
     true_slope = torch.stack(torch.autograd.grad(total, pushes))
 
-    states = torch.stack(visited)
+    states = TensorDict.stack(visited)
     action = states.get("action").requires_grad_()
     value = qvalue(states.set("action", action)).get("state_action_value")
     (slope,) = torch.autograd.grad(value.sum(), action)
