@@ -82,6 +82,39 @@ def test_value_and_action_gradient_stays_differentiable():
     torch.testing.assert_close(second, 2 * action[0])
 
 
+def test_target_gradient_paths_are_those_of_eq_13():
+    """Linear dynamics and policy, quadratic value: each path by hand, and their sum by autograd."""
+    torch.manual_seed(0)
+    dtype, gamma = torch.float64, 0.9
+    push, gain = torch.randn(2, 3, dtype=dtype), torch.randn(3, 2, dtype=dtype)
+    form = torch.randn(5, 5, dtype=dtype)
+    state, action = torch.randn(7, 3, dtype=dtype), torch.randn(7, 2, dtype=dtype)
+
+    def imagine(a):
+        return state + a @ push, -a.square().sum(-1)
+
+    def value(s, a):
+        x = torch.cat([s, a], -1)
+        return (x @ form * x).sum(-1)
+
+    paths = F.target_gradient_paths(imagine, lambda s: s @ gain, value, action, gamma=gamma)
+    s_next = state + action @ push
+    slope = torch.cat([s_next, s_next @ gain], -1) @ (form + form.T)
+    expected = (
+        -2 * action,
+        gamma * slope[:, :3] @ push.T,
+        gamma * slope[:, 3:] @ gain.T @ push.T,
+    )
+    torch.testing.assert_close(paths, expected)
+
+    def target(a):
+        s, r = imagine(a)
+        return r + gamma * value(s, s @ gain), ()
+
+    _, total, _ = F.value_and_action_gradient(target, action)
+    torch.testing.assert_close(sum(paths), total)
+
+
 # ---------------------------------------------------------------- Proposition 3.1
 
 

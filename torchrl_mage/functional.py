@@ -164,6 +164,63 @@ def value_and_action_gradient(
     return value, gradient, aux
 
 
+def target_gradient_paths(
+    imagine: Callable[[Tensor], tuple[Tensor, Tensor]],
+    next_action: Callable[[Tensor], Tensor],
+    next_value: Callable[[Tensor, Tensor], Tensor],
+    action: Tensor,
+    *,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The action-gradient of the target, split into its paths (Eq. 13, Fig. 9).
+
+    .. math::
+        \frac{dy}{da} = \frac{dr}{da}
+        + \gamma \frac{ds'}{da} \frac{\partial Q}{\partial s'}
+        + \gamma \frac{ds'}{da} \frac{d\pi}{ds'} \frac{\partial Q}{\partial a'}
+
+    A diagnostic, not part of the loss, which needs their sum alone.
+
+    Args:
+        imagine: the action ``[*B, A]`` to the next state ``[*B, D]`` and the reward ``[*B]``.
+        next_action: the next state to the next action ``[*B, A]``.
+        next_value: next state and next action to the value ``[*B]``, 0 where the state is terminal.
+        action: ``[*B, A]``.
+        gamma: discount factor.
+
+    Returns:
+        The paths through the reward, the next state and the next action, each ``[*B, A]``.
+
+    Example:
+        >>> target_gradient_paths(
+        ...     lambda a: (2 * a, a.squeeze(-1)),
+        ...     lambda s: 3 * s,
+        ...     lambda s, a: (s + 10 * a).squeeze(-1),
+        ...     torch.ones(1, 1),
+        ...     gamma=0.5,
+        ... )
+        (tensor([[1.]]), tensor([[1.]]), tensor([[30.]]))
+    """
+    with torch.enable_grad():
+        action = action.detach().requires_grad_()
+        state, reward = imagine(action)
+        follow_up = next_action(state)
+        parts = (
+            reward,
+            gamma * next_value(state, follow_up.detach()),
+            gamma * next_value(state.detach(), follow_up),
+        )
+        reward_path, state_path, action_path = (
+            torch.autograd.grad(
+                part.sum(), action, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            if part.requires_grad
+            else torch.zeros_like(action)
+            for part in parts
+        )
+    return reward_path, state_path, action_path
+
+
 def mage_critic_loss(
     td_error_CB: Tensor,
     gradient_error_CBA: Tensor | None,
