@@ -261,6 +261,13 @@ def test_which_run_is_continued(tmp_path):
     assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "it is finished"
 
 
+def test_a_new_run_does_not_start_over_another(tmp_path):
+    Run(tmp_path).advance(4).save()
+    for resume in (None, "auto"):
+        with pytest.raises(CheckpointError, match="holds a run already: continue it with resume="):
+            open_run(tmp_path, {"seed": 0}, resume=resume, overridden=[])
+
+
 def test_a_named_run_keeps_its_settings(tmp_path):
     old = tmp_path / "old"
     open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, resume=None, overridden=[])

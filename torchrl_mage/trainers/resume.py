@@ -41,12 +41,19 @@ def open_run(
         The run's settings, saved as ``config.yaml``, and its folder.
 
     Raises:
-        CheckpointError: there is nothing to continue in ``path``, or a key was set that differs.
+        CheckpointError: there is nothing to continue in ``path``, a key was set that differs, or a
+            new run would start over another.
     """
     path = Path(path)
-    if resume == "auto":
-        path = newest_unfinished_run(path.parent, settings) or path
-    elif resume is not None:
+    if resume == "auto" and (found := newest_unfinished_run(path.parent, settings)):
+        return settings, found
+    if resume in (None, "auto"):
+        if checkpoints(path):
+            raise CheckpointError(
+                f"{path} holds a run already: continue it with resume={path}, or choose another "
+                "folder."
+            )
+    else:
         if not checkpoints(path) or not (path / CONFIG).exists():
             raise CheckpointError(f"resume={resume}: no checkpoint of a run in {path}.")
         saved = _read(path)
