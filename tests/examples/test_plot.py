@@ -1,0 +1,84 @@
+"""plot.py on run folders with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "plot.py"
+
+
+@pytest.fixture
+def module():
+    return runpy.run_path(str(SCRIPT))
+
+
+def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2):
+    path.mkdir(parents=True)
+    config = {"seed": seed, "env": {"name": task}, "loss": {"lmbda": lmbda}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [f"{250 * (i + 1)},{value},0,1" for i, value in enumerate(returns)]
+    header = "step,eval_return_mean,eval_return_std,wall_time"
+    (path / "metrics.csv").write_text("\n".join([header, *lines, ""]))
+
+
+def plot(monkeypatch, tmp_path, *args):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    with (tmp_path / "learning_curves.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_curves_by_task_and_setting(monkeypatch, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [0, 10, 20])
+    write_run(tmp_path / "runs/b", 1, [10, 20, 30, 99])  # one evaluation more: left out
+    write_run(tmp_path / "runs/c", 0, [5, 5, 5], lmbda=1.0)
+    write_run(tmp_path / "runs/d", 0, [1, 2, 3], task="CartPole")
+    rows = plot(monkeypatch, tmp_path, "runs", "--smooth", "1")
+    groups = {(row["task"], row["setting"]) for row in rows}
+    assert groups == {
+        ("Pendulum-v1", "loss.lmbda=0.2"),
+        ("Pendulum-v1", "loss.lmbda=1.0"),
+        ("CartPole", "all settings equal"),
+    }
+    first = [row for row in rows if row["setting"] == "loss.lmbda=0.2"]
+    assert [int(row["step"]) for row in first] == [250, 500, 750]
+    assert [float(row["center"]) for row in first] == [5, 15, 25]
+    assert [float(row["low"]) for row in first] == [0, 10, 20], "two runs: the interval is both"
+    assert [float(row["high"]) for row in first] == [10, 20, 30]
+    assert {row["runs"] for row in first} == {"2"}
+    assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_median(monkeypatch, tmp_path):
+    for seed, value in enumerate((0, 1, 100)):
+        write_run(tmp_path / f"runs/{seed}", seed, [value])
+    (row,) = plot(monkeypatch, tmp_path, "runs", "--median")
+    assert float(row["center"]) == 1
+
+
+def test_window_is_centred_and_truncated(module):
+    values = np.array([[0.0, 3.0, 6.0, 9.0, 30.0]])
+    expected = [[1.5, 3.0, 6.0, 15.0, 19.5]]
+    np.testing.assert_allclose(module["smooth"](values, 3), expected)
+    np.testing.assert_allclose(module["smooth"](values, 1), values)
+
+
+def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
+    """95 % intervals of 400 samples of 12: the percentile bootstrap covers 0.88 to 0.97."""
+    values = np.random.default_rng(1).normal(size=(12, 400))
+    low, high = module["bootstrap"](values, np.mean)
+    assert 0.87 < ((low < 0) & (high > 0)).mean() < 0.98
+
+
+def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SystemExit, match=r"no metrics.csv beside a config.yaml below \['runs'\]"):
+        plot(monkeypatch, tmp_path, "runs")
