@@ -217,6 +217,7 @@ def main(cfg: DictConfig) -> float:
             model_step()
             model_optimizer.zero_grad()
             run.add(loss_world_model=loss, **metadata)
+            guard.watch(loss_world_model=loss)
 
     def update_critics(states: TensorDict) -> None:
         loss, metadata = value_loss(states)
@@ -258,12 +259,7 @@ def main(cfg: DictConfig) -> float:
 
     def reset_agent() -> None:
         """A new actor and new critics; the model, the data and the statistics stay."""
-        fresh = TensorDict.from_modules(*(make_critic() for _ in range(2)))
-        mage_loss.qvalue_network_params.data.update_(fresh.data)
-        mage_loss.actor_network_params.data.update_(TensorDict.from_module(make_actor()).data)
-        for name in ("qvalue_network", "actor_network"):
-            online, target = f"{name}_params", f"target_{name}_params"
-            getattr(mage_loss, target).data.update_(getattr(mage_loss, online).data)
+        mage_loss.reset_parameters_recursive()
         for optimizer, state in fresh_optimizers:
             optimizer.load_state_dict(deepcopy(state))
 

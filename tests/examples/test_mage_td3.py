@@ -9,9 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
 from omegaconf import OmegaConf
+
+from torchrl_mage import Task, get_task, register_task
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "mage_td3.py"
 TINY = [
@@ -103,6 +108,38 @@ def test_every_task_runs(tmp_path, run, task):
         for name, value in row.items()
         if name != "episode_return"
     )
+
+
+class FailsLater(gymnasium.Wrapper):
+    """Shows one bad observation at its fifth step."""
+
+    steps = 0
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        self.steps += 1
+        if self.steps == 5:
+            observation = np.full_like(observation, np.nan)
+        return observation, *rest
+
+
+def test_a_nan_observation_stops_the_run_before_it_is_stored(tmp_path, run):
+    gymnasium.register("test/Nan-v0", lambda: FailsLater(PendulumEnv()), disable_env_checker=True)
+    register_task(Task("test/Nan-v0", get_task("Pendulum-v1").reward))
+    message = run(tmp_path / "run", "env.name=test/Nan-v0", refused=True).err
+    assert "step 5: the environment test/Nan-v0 gave next.observation = nan (3 of 3" in message
+    assert "Nothing was trained on it" in message
+
+
+@pytest.mark.slow
+def test_the_same_seed_repeats_compiled(tmp_path, run):
+    for name in ("a", "b"):
+        run(tmp_path / name, "compile=true")
+    a, b = (
+        [{k: v for k, v in row.items() if k != "wall_time"} for row in rows(tmp_path / name)]
+        for name in ("a", "b")
+    )
+    assert a == b
 
 
 def test_dyna_is_an_override(tmp_path, run):

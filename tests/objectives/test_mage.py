@@ -21,6 +21,7 @@ from torchrl.modules import MLP
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from torchrl_mage import GaussianEnsembleWorldModel, MAGELoss, NetworkSoftUpdate
+from torchrl_mage.modules import xavier_mlp
 
 OBS, ACTION, BATCH, GAMMA = 4, 2, 12, 0.9
 
@@ -706,6 +707,30 @@ def test_reset_parameters_leaves_the_world_model_alone():
             for a, b in zip(old.values(True, True), params.values(True, True), strict=True)
             if a.dim() > 1
         )
+
+
+def test_reset_redraws_each_critic_as_it_was_drawn():
+    """Xavier-uniform, each critic on its own, targets alike; a stacked fan is no fan."""
+    observation_dim, action_dim, width = 2, 1, 64
+    actor = TensorDictModule(xavier_mlp(2, 1, [width]), ["observation"], ["action"])
+    critics = [
+        TensorDictModule(
+            xavier_mlp(observation_dim + action_dim, 1, [width]),
+            ["observation", "action"],
+            ["state_action_value"],
+        )
+        for _ in range(2)
+    ]
+    loss = MAGELoss(actor, critics, Problem().world_model, bounds=(-1.0, 1.0))
+    NetworkSoftUpdate(loss, ["qvalue_network", "actor_network"], tau=0.005)
+    loss.reset_parameters_recursive()
+    weight = loss.qvalue_network_params["module", "0", "weight"]
+    bound = (6 / (observation_dim + action_dim + width)) ** 0.5
+    assert weight.shape == (2, width, observation_dim + action_dim)
+    assert 0.95 * bound < weight.abs().max() <= bound
+    assert (loss.qvalue_network_params["module", "0", "bias"] == 0).all()
+    assert not torch.equal(weight[0], weight[1])
+    assert torch.equal(loss.target_qvalue_network_params["module", "0", "weight"], weight)
 
 
 def test_conversion_moves_the_world_model_along():

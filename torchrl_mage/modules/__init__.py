@@ -1,7 +1,7 @@
 """Networks and statistics."""
 
 from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
-from torchrl_mage.modules.mlp import xavier_mlp
+from torchrl_mage.modules.mlp import XavierLinear, xavier_mlp
 from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
 
@@ -11,5 +11,6 @@ __all__ = [
     "GaussianEnsembleWorldModel",
     "Normalizer",
     "RunningStatistics",
+    "XavierLinear",
     "xavier_mlp",
 ]

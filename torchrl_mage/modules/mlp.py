@@ -9,6 +9,22 @@ from torch import nn
 from torchrl.modules import MLP
 
 
+class XavierLinear(nn.Linear):
+    """An affine map with Xavier-uniform weights and zero biases, also when it is reset.
+
+    Example:
+        >>> XavierLinear(3, 3).weight.abs().max() <= 1.0
+        tensor(True)
+    """
+
+    def reset_parameters(self) -> None:
+        """Draws the weights, those of several stacked copies (``[..., O, I]``) too."""
+        bound = (6 / (self.in_features + self.out_features)) ** 0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 def xavier_mlp(
     in_features: int,
     out_features: int,
@@ -17,7 +33,7 @@ def xavier_mlp(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> MLP:
-    """TorchRL's ``MLP`` with SiLU, Xavier-uniform weights and zero biases, as the paper's code has.
+    """TorchRL's ``MLP`` with SiLU and :class:`XavierLinear`, as the authors' code has.
 
     Args:
         in_features: size of the input.
@@ -30,15 +46,11 @@ def xavier_mlp(
         >>> xavier_mlp(3, 1, [16, 16])(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
-    mlp = MLP(
+    return MLP(
         in_features,
         out_features,
         num_cells=list(num_cells),
         activation_class=nn.SiLU,
+        layer_class=XavierLinear,
         device=device,
     ).to(dtype=dtype)
-    for layer in mlp.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return mlp

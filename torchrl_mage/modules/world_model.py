@@ -189,9 +189,7 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         Returns:
             Mean and variance, each ``[E, *B, D]``.
         """
-        batch = observation.shape[:-1]
-        input_BI = self.normalized_input(observation, action)
-        input_BI = input_BI.reshape(batch.numel(), input_BI.shape[-1])
+        input_BI = self._input_rows(observation, action)
         mean_EBD, log_var_EBD = self.gaussian(input_BI.expand(self.ensemble_size, -1, -1))
         shape = (self.ensemble_size, *observation.shape)
         scale = self.difference_statistics.std
@@ -208,15 +206,14 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
                 mean = mean + var.sqrt() * torch.randn_like(mean)
             return tensordict.set(self.out_keys[0], mean)
 
-        batch = observation.shape[:-1]
-        input_BI = self.normalized_input(observation, action)
-        input_BI = input_BI.reshape(batch.numel(), input_BI.shape[-1])
-        if member is None and self.sampling == "balanced":
-            slot_B, rows = balanced_slots(len(input_BI), self.ensemble_size, input_BI.device)
+        input_BI = self._input_rows(observation, action)
+        size, device = self.ensemble_size, input_BI.device
+        if member is not None:
+            slot_B, rows = grouped_slots(self._checked(member.reshape(-1)), size)
+        elif self.sampling == "balanced":
+            slot_B, rows = balanced_slots(len(input_BI), size, device)
         else:
-            if member is None:
-                member = torch.randint(self.ensemble_size, batch, device=input_BI.device)
-            slot_B, rows = self._slots_of(member.reshape(-1))
+            slot_B, rows = grouped_slots(torch.randint(size, (len(input_BI),), device=device), size)
         mean_BD, log_var_BD = self._gaussian_in_slots(input_BI, slot_B, rows)
         difference_BD = mean_BD + (0.5 * log_var_BD).exp() * torch.randn_like(mean_BD)
         difference = self.difference_statistics.denormalize(
@@ -224,13 +221,18 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         )
         return tensordict.set(self.out_keys[0], observation + difference)
 
-    def _slots_of(self, member_B: Tensor) -> tuple[Tensor, int]:
+    def _input_rows(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The network's input with one batch dimension, ``[B, D + A]``, also of no elements."""
+        input_BI = self.normalized_input(observation, action)
+        return input_BI.reshape(input_BI.shape[:-1].numel(), input_BI.shape[-1])
+
+    def _checked(self, member_B: Tensor) -> Tensor:
         if not ((member_B >= 0) & (member_B < self.ensemble_size)).all():
             raise ValueError(
                 f"{self.member_key!r} must lie in [0, {self.ensemble_size}), got values from "
                 f"{member_B.min().item()} to {member_B.max().item()}."
             )
-        return grouped_slots(member_B, self.ensemble_size)
+        return member_B
 
     def _gaussian_in_slots(self, input_BI: Tensor, slot_B: Tensor, rows: int) -> tuple[Tensor, ...]:
         """Evaluates each element with one member alone, ``slot_B[b] // rows``."""

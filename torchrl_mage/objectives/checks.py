@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.data import Bounded, Composite, TensorSpec
 
 
 def check_nonnegative(**values: float) -> None:
@@ -90,3 +91,18 @@ def check_bounds(low: Tensor, high: Tensor) -> None:
             f"MAGE needs a bounded continuous action, got the bounds {low.tolist()} and "
             f"{high.tolist()}. Rescale the environment's actions to a box such as [-1, 1]."
         )
+
+
+def bounded_action_spec(spec: TensorSpec, key: NestedKey) -> TensorSpec:
+    """The bounded spec of one action vector, out of one that may be composite or batched."""
+    if isinstance(spec, Composite):
+        keys = sorted(map(str, spec.keys(True, True)))
+        if key not in spec.keys(True, True):
+            raise ValueError(f"action_spec has {keys}, not {key!r}; pass the action's own spec.")
+        spec = spec[key]
+    if not isinstance(spec, Bounded):
+        raise ValueError(
+            f"MAGE needs a bounded continuous action, got the spec {spec}. Rescale the "
+            "environment's actions to a box, or pass bounds=(low, high)."
+        )
+    return spec[(0,) * (spec.ndim - 1)]

@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
-from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.utils import default_value_kwargs
@@ -19,6 +19,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
 from torchrl_mage.objectives.checks import (
+    bounded_action_spec,
     check_bounds,
     check_choice,
     check_column,
@@ -195,7 +196,7 @@ class MAGELoss(TD3Loss):
                     "parameters are the actor's: pass a single critic, which is replicated."
                 )
         if action_spec is not None:
-            action_spec = _single_action_spec(action_spec, self.default_keys().action)
+            action_spec = bounded_action_spec(action_spec, self.default_keys().action)
         super().__init__(
             actor_network,
             qvalue_network,
@@ -370,24 +371,19 @@ class MAGELoss(TD3Loss):
 
     # ------------------------------------------------------------------ keys and checks
 
-    @property
-    def _state_keys(self) -> list[NestedKey]:
-        """What the networks read of the current state."""
-        modules = (self.actor_network, self.qvalue_network, self.world_model)
+    def _read_by(self, *modules: TensorDictModuleBase) -> list[NestedKey]:
+        """The keys of the state, the action left out, that the modules read."""
         keys = dict.fromkeys(unravel_key(key) for module in modules for key in module.in_keys)
         keys.pop(unravel_key(self.tensor_keys.action), None)
         return list(keys)
 
     @property
+    def _state_keys(self) -> list[NestedKey]:
+        return self._read_by(self.actor_network, self.qvalue_network, self.world_model)
+
+    @property
     def _next_keys(self) -> list[NestedKey]:
-        """What actor and critics read of the next state."""
-        keys = dict.fromkeys(
-            unravel_key(key)
-            for module in (self.actor_network, self.qvalue_network)
-            for key in module.in_keys
-        )
-        keys.pop(unravel_key(self.tensor_keys.action), None)
-        return list(keys)
+        return self._read_by(self.actor_network, self.qvalue_network)
 
     def _set_in_keys(self) -> None:
         self._in_keys = self._state_keys
@@ -501,18 +497,3 @@ class MAGELoss(TD3Loss):
         super().__setstate__(state)
         self.__dict__["_cache"] = {}
         self._make_vmap()
-
-
-def _single_action_spec(spec: TensorSpec, key: NestedKey) -> TensorSpec:
-    """The bounded spec of one action vector, out of one that may be composite or batched."""
-    if isinstance(spec, Composite):
-        keys = sorted(map(str, spec.keys(True, True)))
-        if key not in spec.keys(True, True):
-            raise ValueError(f"action_spec has {keys}, not {key!r}; pass the action's own spec.")
-        spec = spec[key]
-    if not isinstance(spec, Bounded):
-        raise ValueError(
-            f"MAGE needs a bounded continuous action, got the spec {spec}. Rescale the "
-            "environment's actions to a box, or pass bounds=(low, high)."
-        )
-    return spec[(0,) * (spec.ndim - 1)]

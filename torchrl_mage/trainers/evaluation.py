@@ -54,6 +54,7 @@ def evaluate(
 
     Raises:
         ValueError: ``episodes`` is below 1.
+        FloatingPointError: a return is not finite.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -70,4 +71,9 @@ def evaluate(
             rewards = env.rollout(max_steps, policy)["next", "reward"]
             returns.append(rewards.sum())
             lengths.append(len(rewards))
+            if not returns[-1].isfinite():
+                raise FloatingPointError(
+                    f"an evaluation episode returned {returns[-1].item()}: the environment paid a "
+                    "reward that is not finite, or the policy's action was not."
+                )
     return Evaluation(torch.stack(returns).cpu(), torch.tensor(lengths, dtype=torch.float))

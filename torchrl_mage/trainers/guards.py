@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import torch
 from tensordict import TensorDictBase
 
@@ -36,28 +33,4 @@ def check_finite(values: TensorDictBase, *, step: int, source: str) -> None:
             f"step {step}: the {source} gave {name} = {bad[0].item()} ({bad.numel()} of "
             f"{value.numel()} values not finite). Nothing was trained on it. An environment gives "
             "such values when it divides by zero or leaves its bounds, a policy when it diverged."
-        )
-
-
-def check_finite_metrics(metrics: Mapping[str, float], *, step: int) -> None:
-    """Refuses metrics that are NaN or infinite: a diverged run stops instead of going on unseen.
-
-    Args:
-        metrics: name and value of each.
-        step: environment step, for the message.
-
-    Raises:
-        FloatingPointError: a value is not finite; the message names them all.
-
-    Example:
-        >>> check_finite_metrics({"loss_qvalue": float("inf"), "loss_actor": 1.0}, step=50)
-        Traceback (most recent call last):
-            ...
-        FloatingPointError: step 50: training diverged, loss_qvalue = inf. ...
-    """
-    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise FloatingPointError(
-            f"step {step}: training diverged, {', '.join(bad)}. The metrics before this step show "
-            "what grew first; a smaller learning rate or a larger lmbda bounds the critics."
         )

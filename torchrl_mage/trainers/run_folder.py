@@ -15,7 +15,6 @@ from torchrl.record.loggers import Logger
 from tqdm.auto import tqdm
 
 from torchrl_mage.trainers.evaluation import Evaluation
-from torchrl_mage.trainers.guards import check_finite_metrics
 from torchrl_mage.trainers.metrics import RunningMeans
 
 EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time")
@@ -104,13 +103,8 @@ class RunFolder:
         self._since_row.pop()
 
     def log(self, step: int) -> None:
-        """Passes the means since the last point on to the logger and the progress bar.
-
-        Raises:
-            FloatingPointError: a mean is not finite.
-        """
+        """Passes the means since the last point on to the logger and the progress bar."""
         values = self._since_point.pop()
-        check_finite_metrics(values, step=step)
         if self._logger is not None:
             for name, value in values.items():
                 self._logger.log_scalar(f"train/{name}", value, step=step)
@@ -119,7 +113,6 @@ class RunFolder:
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Adds a row to ``metrics.csv`` and draws the curve anew."""
         values = self._since_row.pop()
-        check_finite_metrics({"eval_return": evaluation.mean, **values}, step=step)
         seconds = round(time.monotonic() - self._start, 3)
         row = [step, evaluation.mean, evaluation.std, seconds]
         self._rows.append(row + [values.get(name, "") for name in self._columns])
