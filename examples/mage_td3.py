@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import hydra
 import torch
@@ -46,6 +47,7 @@ from torchrl_mage.trainers import (
     Interruption,
     RunFolder,
     check_finite,
+    check_settings,
     chosen_folder,
     clipped_step,
     compiled,
@@ -78,7 +80,7 @@ METRICS = (
     "target_value",
     "next_terminated",
 )
-
+RANGES = Path(__file__).parent / "config" / "ranges.yaml"
 
 OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
 
@@ -86,10 +88,12 @@ OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
 @hydra.main(config_path="config", config_name="mage_td3", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Trains an agent; returns the final evaluation return."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    check_settings(settings, RANGES)
     hydra_cfg = HydraConfig.get()
     settings, run_path = open_run(
         hydra_cfg.runtime.output_dir,
-        OmegaConf.to_container(cfg, resolve=True),
+        settings,
         resume=cfg.resume,
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )

@@ -154,13 +154,28 @@ def test_dyna_is_an_override(tmp_path, run):
         ("env=ant", "Could not find 'env/ant'"),
         ("env.name=Ant-v5", "unknown task 'Ant-v5'; known are ['HalfCheetah-v5'"),
         ("loss.lambda=1", "Key 'lambda' is not in struct"),
-        ("loss.lmbda=-1", "lmbda must be a finite number of at least 0, got -1"),
-        ("world_model.ensemble_size=0", "ensemble_size must be at least 1, got 0"),
-        ("eval_episodes=0", "episodes must be at least 1, got 0"),
+        ("loss.lmbda=-1", "loss.lmbda = -1: must be a number, at least 0"),
+        ("loss.lmbda=nan", "loss.lmbda = nan: must be a number, at least 0"),
+        ("world_model.ensemble_size=0", "ensemble_size = 0: must be an integer, at least 1"),
+        ("total_steps=1e4", "total_steps = 10000.0: must be an integer, at least 1"),
+        ("actor.num_cells=[8,0]", "actor.num_cells = 0: must be an integer, at least 1"),
+        ("on_divergence=ignore", "on_divergence = 'ignore': must be one of stop, reset_agent"),
     ],
 )
 def test_bad_overrides_are_named(tmp_path, run, override, message):
     assert message in run(tmp_path / "run", override, refused=True).err
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_bad_overrides_are_named_all_at_once(tmp_path, run):
+    message = run(tmp_path / "run", "seed=-1", "policy.tau=0", "critic.lr=x", refused=True).err
+    assert "3 settings are out of range" in message
+    for line in (
+        "seed = -1: must be an integer, at least 0",
+        "policy.tau = 0: must be a number, above 0, at most 1",
+        "critic.lr = 'x': must be a number, above 0",
+    ):
+        assert line in message
 
 
 def test_divergence_stops_with_the_batch_and_a_checkpoint(tmp_path, run):

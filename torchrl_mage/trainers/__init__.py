@@ -14,6 +14,7 @@ from torchrl_mage.trainers.minibatches import member_minibatches
 from torchrl_mage.trainers.optimization import clipped_step, radam
 from torchrl_mage.trainers.resume import NETWORKS, chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
+from torchrl_mage.trainers.settings import SettingsError, check_settings
 from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "Interruption",
     "RunFolder",
     "RunningMeans",
+    "SettingsError",
     "check_finite",
+    "check_settings",
     "checkpoints",
     "chosen_folder",
     "clipped_step",
