@@ -107,7 +107,7 @@ def main(cfg: DictConfig) -> float:
 
     # ---------------------------------------------------------------- environment and networks
     task = get_task(cfg.env.name)
-    env, eval_env = task.make_env(device=device), task.make_env(device=device)
+    env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
     obs_dim = env.observation_spec["observation"].shape[-1]
     action_dim = env.action_spec.shape[-1]
 
@@ -316,9 +316,8 @@ def main(cfg: DictConfig) -> float:
                 torch.save({"transition": transition.to_dict(), "states": states.to_dict()}, saved)
                 if cfg.on_divergence == "stop":
                     raise DivergenceError(
-                        f"{error}. The step's batch is in {saved}, the newest checkpoint before it "
-                        f"continues with resume={run_path}. metrics.csv shows what grew first; "
-                        "on_divergence=reset_agent goes on with a new agent."
+                        f"{error}. The step's batch is in {saved}; metrics.csv shows what grew "
+                        "first; on_divergence=reset_agent goes on with a new agent."
                     ) from error
                 run.say(f"{error}: a new agent takes over")
                 reset_agent()

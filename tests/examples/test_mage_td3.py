@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium
@@ -111,24 +112,60 @@ def test_every_task_runs(tmp_path, run, task):
 
 
 class FailsLater(gymnasium.Wrapper):
-    """Shows one bad observation at its fifth step."""
+    """A pendulum that goes wrong at its tenth step."""
 
-    steps = 0
+    def __init__(self, fault):
+        super().__init__(PendulumEnv())
+        self.fault, self.steps = fault, 0
 
     def step(self, action):
-        observation, *rest = self.env.step(action)
         self.steps += 1
-        if self.steps == 5:
-            observation = np.full_like(observation, np.nan)
-        return observation, *rest
+        observation, reward, *rest = self.env.step(action)
+        if self.steps == 10:
+            observation, reward = self.fault(observation, reward)
+        return observation, reward, *rest
 
 
-def test_a_nan_observation_stops_the_run_before_it_is_stored(tmp_path, run):
-    gymnasium.register("test/Nan-v0", lambda: FailsLater(PendulumEnv()), disable_env_checker=True)
-    register_task(Task("test/Nan-v0", get_task("Pendulum-v1").reward))
-    message = run(tmp_path / "run", "env.name=test/Nan-v0", refused=True).err
-    assert "step 5: the environment test/Nan-v0 gave next.observation = nan (3 of 3" in message
-    assert "Nothing was trained on it" in message
+def broken(observation, reward):
+    raise ConnectionError("the simulator is gone")
+
+
+def hanging(observation, reward):
+    time.sleep(60)
+    return observation, reward
+
+
+FAULTS = {
+    "nan": (
+        lambda o, r: (np.full_like(o, np.nan), r),
+        "step 10: the environment test/nan-v0 gave next.observation = nan (3 of 3 values not "
+        "finite). Nothing was trained on it",
+    ),
+    "reward": (lambda o, r: (o, np.inf), "the environment test/reward-v0 gave next.reward = inf"),
+    "list": (lambda o, r: (o, [1.0, 2.0]), "returned the reward [1.0, 2.0]; it must be one number"),
+    "shape": (lambda o, r: (o[:2], r), "an observation of shape (2,); its space says (3,)"),
+    "dtype": (lambda o, r: (o.astype(str), r), "an observation of dtype <U"),
+    "raise": (broken, "test/raise-v0 raised ConnectionError in its step: the simulator is gone"),
+    "hang": (hanging, "test/hang-v0 has not ended its step within 0.5 s"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_environment_is_named_and_the_checkpoint_intact(tmp_path, run, name):
+    fault, message = FAULTS[name]
+    task, path = f"test/{name}-v0", tmp_path / "run"
+    gymnasium.register(
+        task, lambda: FailsLater(fault), max_episode_steps=20, disable_env_checker=True
+    )
+    register_task(Task(task, get_task("Pendulum-v1").reward))
+    overrides = [f"env.name={task}", "eval_interval=24", "env_timeout=0.5", "checkpoint_interval=8"]
+    result = run(path, *overrides, refused=True)
+    assert message in result.err
+    assert f"resume={path} continues from its newest checkpoint, step_000000008" in result.out
+    # The simulator is mended: the run goes on to its end.
+    gymnasium.registry[task].entry_point = lambda: FailsLater(lambda o, r: (o, r))
+    run(path, f"resume={path}", *overrides)
+    assert [row["step"] for row in rows(path)] == ["24"]
 
 
 @pytest.mark.slow
@@ -180,9 +217,9 @@ def test_bad_overrides_are_named_all_at_once(tmp_path, run):
 
 def test_divergence_stops_with_the_batch_and_a_checkpoint(tmp_path, run):
     path = tmp_path / "run"
-    message = run(path, "critic.lr=1e30", "checkpoint_interval=14", refused=True).err
-    assert re.search(r"step 1[56]: training diverged, .* = ", message)
-    assert f"resume={path}" in message
+    result = run(path, "critic.lr=1e30", "checkpoint_interval=14", refused=True)
+    assert re.search(r"step 1[56]: training diverged, .* = ", result.err)
+    assert f"resume={path} continues from its newest checkpoint, step_000000014" in result.out
     assert [c.name for c in (path / "checkpoints").glob("step_*")] == ["step_000000014"]
     (batch,) = path.glob("diverged_step_0000000*.pt")
     saved = torch.load(batch, weights_only=True)

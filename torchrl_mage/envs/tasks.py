@@ -15,6 +15,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import GymWrapper
 
+from torchrl_mage.envs.checked import CheckedEnv
+
 TransitionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -42,12 +44,22 @@ class Task:
     termination: TensorDictModule | None = None
     wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None
 
-    def make_env(self, *, device: torch.device | str = "cpu", **kwargs: Any) -> GymWrapper:
+    def make_env(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> GymWrapper:
         """The environment: ``observation`` in float32, actions in [-1, 1].
 
         Args:
             device: where the tensors live.
+            timeout: seconds that a step or a reset may take.
             **kwargs: passed to :func:`gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+
+        What the environment does wrong later raises
+        :class:`~torchrl_mage.envs.checked.EnvironmentFault`.
 
         Raises:
             ValueError: the actions are not a bounded box, or the observations not one vector.
@@ -69,23 +81,7 @@ class Task:
             )
         if not (np.all(space.low == -1) and np.all(space.high == 1)):
             env = RescaleAction(env, np.float32(-1), np.float32(1))
-        return GymWrapper(Float32Observation(env), device=device)
-
-
-class Float32Observation(gymnasium.ObservationWrapper):
-    """Observations in float32."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, Box)
-        self.observation_space = Box(
-            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-        )
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        """Casts the observation."""
-        return np.asarray(observation, dtype=np.float32)
+        return GymWrapper(CheckedEnv(env, self.name, timeout), device=device)
 
 
 def reward_module(function: TransitionFunction) -> TensorDictModule:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.record.loggers import Logger
 from tqdm.auto import tqdm
 
+from torchrl_mage.trainers.checkpoint import checkpoints
 from torchrl_mage.trainers.evaluation import Evaluation
 from torchrl_mage.trainers.metrics import RunningMeans
 
@@ -73,8 +74,11 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._bar.close()
+        saved = checkpoints(self.path)
+        if isinstance(error, Exception) and saved:
+            self.say(f"resume={self.path} continues from its newest checkpoint, {saved[0].name}")
 
     def say(self, message: str) -> None:
         """Prints a line without breaking the progress bar."""
