@@ -8,7 +8,6 @@ python examples/mage_td3.py --cfg job            # every setting
 
 from __future__ import annotations
 
-import sys
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -36,17 +35,12 @@ from torchrl_mage import (
 from torchrl_mage.envs import get_task
 from torchrl_mage.modules import xavier_mlp
 from torchrl_mage.trainers import (
-    EXIT_INTERRUPTED,
-    NETWORKS,
     Checkpointer,
     CollectorState,
     Counters,
-    DivergenceError,
     DivergenceGuard,
-    Evaluation,
-    Interruption,
     RunFolder,
-    check_finite,
+    TrainingLoop,
     check_settings,
     chosen_folder,
     clipped_step,
@@ -59,13 +53,6 @@ from torchrl_mage.trainers import (
     use_offscreen_rendering,
 )
 
-TRANSITION = (
-    "observation",
-    "action",
-    ("next", "observation"),
-    ("next", "reward"),
-    ("next", "terminated"),
-)
 METRICS = (
     "episode_return",
     "loss_world_model",
@@ -231,9 +218,8 @@ def main(cfg: DictConfig) -> float:
         critic_targets.step()
         run.add(loss_qvalue=loss, **metadata)
         td_error = metadata["td_error"]
-        guard.watch(
-            loss_qvalue=loss, huber_td_error=smooth_l1_loss(td_error, torch.zeros_like(td_error))
-        )
+        huber = smooth_l1_loss(td_error, torch.zeros_like(td_error))
+        guard.watch(states, loss_qvalue=loss, huber_td_error=huber)
 
     def update_actor(states: TensorDict) -> None:
         loss, _ = actor_loss(states)
@@ -243,9 +229,6 @@ def main(cfg: DictConfig) -> float:
         actor_targets.step()
         run.add(loss_actor=loss)
         guard.watch(loss_actor=loss)
-
-    def assess(step: int) -> Evaluation:
-        return evaluate(eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step)
 
     # ---------------------------------------------------------------- divergence
     guard = DivergenceGuard(
@@ -289,17 +272,25 @@ def main(cfg: DictConfig) -> float:
         run.say(f"resumed {run_path} at step {count.step}")
 
     # ---------------------------------------------------------------- Algorithm 2
-    states, evaluation = TensorDict(), None
-    with run, Interruption() as interruption:
-        for batch in collector:
-            transition = batch.select(*TRANSITION)
-            count.step += transition.numel()
-            step = count.step
-            check_finite(transition.select("action"), step=step, source="policy")
-            check_finite(transition, step=step, source=f"environment {task.name}")
+    with TrainingLoop(
+        collector,
+        environment=task.name,
+        run=run,
+        checkpointer=checkpointer,
+        guard=guard,
+        count=count,
+        total_steps=cfg.total_steps,
+        log_interval=cfg.log_interval,
+        eval_interval=cfg.eval_interval,
+        checkpoint_interval=cfg.checkpoint_interval,
+        assess=lambda step: evaluate(
+            eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
+        ),
+        reset_agent=reset_agent if cfg.on_divergence == "reset_agent" else None,
+    ) as loop:
+        for step, transition in loop:
             buffer.extend(transition)
             normalizer.update(transition["observation"])
-
             if step % cfg.world_model.fit_interval == 0:
                 fit_model(buffer[:].select(*model_loss.in_keys))
             if step >= cfg.warmup_steps:
@@ -309,52 +300,20 @@ def main(cfg: DictConfig) -> float:
                     count.updates += 1
                     if count.updates % cfg.policy.actor_delay == 0:
                         update_actor(states)
-            try:
-                guard.check(step)
-            except DivergenceError as error:
-                saved = run_path / f"diverged_step_{step:09d}.pt"
-                torch.save({"transition": transition.to_dict(), "states": states.to_dict()}, saved)
-                if cfg.on_divergence == "stop":
-                    raise DivergenceError(
-                        f"{error}. The step's batch is in {saved}; metrics.csv shows what grew "
-                        "first; on_divergence=reset_agent goes on with a new agent."
-                    ) from error
-                run.say(f"{error}: a new agent takes over")
-                reset_agent()
-                run.forget()
 
-            count.episode_return += transition["next", "reward"].item()
-            if batch["next", "done"].item():
-                run.add(episode_return=torch.tensor(count.episode_return))
-                count.episode_return = 0.0
-            run.stepped()
-            if step % cfg.log_interval == 0:
-                run.log(step)
-            if step % cfg.eval_interval == 0 or step == cfg.total_steps:
-                evaluation = assess(step)
-                run.evaluated(step, evaluation)
-            if step % cfg.checkpoint_interval == 0 or interruption.requested:
-                checkpointer.save(step)
-            if interruption.requested and step < cfg.total_steps:
-                run.say(f"stopped at step {step}; continue with resume={run_path}")
-                sys.exit(EXIT_INTERRUPTED)
-
-    collector.shutdown()
-    evaluation = evaluation or assess(count.step)  # a run resumed at its end
-    torch.save(
+    if cfg.video:
+        film_env = task.make_env(device=device, render_mode="rgb_array")
+        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
+    run.finished(
+        loop.evaluation,
         {
             "actor": actor.state_dict(),
             "critics": mage_loss.qvalue_network_params.state_dict(),
             "world_model": dynamics.state_dict(),
             "normalizer": normalizer.state_dict(),
         },
-        run_path / NETWORKS,
     )
-    if cfg.video:
-        film_env = task.make_env(device=device, render_mode="rgb_array")
-        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
-    print(f"final evaluation return: {evaluation}")
-    return evaluation.mean
+    return loop.evaluation.mean
 
 
 if __name__ == "__main__":

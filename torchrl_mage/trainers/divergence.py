@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 
@@ -38,9 +39,17 @@ class DivergenceGuard:
         self._parameters = {name: list(tensors) for name, tensors in parameters.items()}
         self._limits = limits
         self._watched: list[tuple[str, Tensor]] = []
+        self.states: TensorDictBase = TensorDict()
 
-    def watch(self, **values: Tensor) -> None:
-        """Notes the mean of each quantity until the next :meth:`check`."""
+    def watch(self, states: TensorDictBase | None = None, **values: Tensor) -> None:
+        """Notes the mean of each quantity until the next :meth:`check`.
+
+        Args:
+            states: what an update learned from; kept as :attr:`states` until the next one.
+            **values: tensors of any shape.
+        """
+        if states is not None:
+            self.states = states
         self._watched += [(name, value.detach().mean()) for name, value in values.items()]
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from torchrl_mage.trainers.checkpoint import checkpoints
 from torchrl_mage.trainers.evaluation import Evaluation
 from torchrl_mage.trainers.metrics import RunningMeans
+from torchrl_mage.trainers.resume import NETWORKS
 
 EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time")
 
@@ -126,6 +127,11 @@ class RunFolder:
             self._logger.log_scalar("eval/return_std", evaluation.std, step=step)
         self._refresh({"return": evaluation.mean})
         self._draw()
+
+    def finished(self, evaluation: Evaluation, networks: dict[str, Any]) -> None:
+        """Saves the final networks, whose file marks the run's end, and prints the last line."""
+        torch.save(networks, self.path / NETWORKS)
+        print(f"final evaluation return: {evaluation}")  # noqa: T201
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, the running means and the time so far."""
