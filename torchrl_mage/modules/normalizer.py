@@ -62,11 +62,7 @@ class RunningStatistics(nn.Module):
         Raises:
             ValueError: the last dimension is not ``D``.
         """
-        if values.shape[-1:] != self.mean.shape:
-            raise ValueError(
-                f"expected vectors of {self.mean.shape[0]} features, got shape "
-                f"{tuple(values.shape)}; the last dimension must be the feature dimension."
-            )
+        self._check_features(values)
         values = values.reshape(-1, values.shape[-1]).to(self.mean)
         if not len(values):
             return
@@ -81,12 +77,24 @@ class RunningStatistics(nn.Module):
         self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
 
     def normalize(self, values: Tensor) -> Tensor:
-        """Centres and scales ``values`` of shape ``[*B, D]``."""
+        """Centres and scales ``values`` of shape ``[*B, D]``.
+
+        Raises:
+            ValueError: the last dimension is not ``D``.
+        """
+        self._check_features(values)
         return (values - self.mean) / self.std
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Inverse of :meth:`normalize`."""
         return values * self.std + self.mean
+
+    def _check_features(self, values: Tensor) -> None:
+        if values.shape[-1:] != self.mean.shape:
+            raise ValueError(
+                f"expected vectors of {self.mean.shape[0]} features, got shape "
+                f"{tuple(values.shape)}; the last dimension must be the feature dimension."
+            )
 
 
 class Normalizer(TensorDictModuleBase):
@@ -137,5 +145,5 @@ class Normalizer(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the normalised observation into ``tensordict``."""
-        observation = tensordict.get(self.in_keys[0])
+        observation = tensordict[self.in_keys[0]]
         return tensordict.set(self.out_keys[0], self.statistics.normalize(observation))

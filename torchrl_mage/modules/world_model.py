@@ -133,8 +133,8 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
 
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
-        observation, action = (tensordict.get(key) for key in self.in_keys)
-        next_observation = tensordict.get(self.out_keys[0])
+        observation, action = (tensordict[key] for key in self.in_keys)
+        next_observation = tensordict[self.out_keys[0]]
         self.observation_statistics.update(observation)
         self.action_statistics.update(action)
         self.difference_statistics.update(next_observation - observation)
@@ -198,7 +198,7 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draws the next observation ``[*B, D]`` and writes it into ``tensordict``."""
-        observation, action = (tensordict.get(key) for key in self.in_keys)
+        observation, action = (tensordict[key] for key in self.in_keys)
         member = tensordict.get(self.member_key, None)
         if member is None and self.sampling in ("moments", "mean"):
             mean, var = mixture_moments(*self.predict(observation, action))

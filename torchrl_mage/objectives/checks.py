@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -34,6 +35,21 @@ def read_entry(tensordict: TensorDictBase, key: NestedKey, reader: str) -> Tenso
             f"{sorted(map(str, tensordict.keys(True, True)))}."
         )
     return value
+
+
+def run_network(
+    name: str, network: Callable[..., TensorDictBase], tensordict: TensorDictBase, *params: Any
+) -> TensorDictBase:
+    """Calls a network; one that cannot take what it is given is named, with the shapes."""
+    if torch.compiler.is_compiling():
+        return network(tensordict, *params)
+    try:
+        return network(tensordict, *params)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shapes = {key: tuple(value.shape) for key, value in tensordict.items(True, True)}
+        raise ValueError(f"the {name} cannot take inputs of shape {shapes}: {error}") from error
 
 
 def check_dtype(key: NestedKey, value: Tensor, dtype: torch.dtype, owner: str) -> None:

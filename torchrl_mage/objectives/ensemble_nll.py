@@ -126,6 +126,8 @@ class GaussianEnsembleLoss(LossModule):
                 f"members, shape [{model.ensemble_size}, *batch]; got {list(batch)}. Pass "
                 "per_member=False to train all members on one batch."
             )
+        if not batch.numel():
+            raise ValueError(f"the tensordict holds no transitions (batch size {list(batch)}).")
         with self.world_model_params.to_module(model, preserve_module_state=False):
             input_ = model.normalized_input(observation, action)
             target = model.normalized_difference(observation, next_observation)

@@ -28,6 +28,7 @@ from torchrl_mage.objectives.checks import (
     check_nonnegative,
     check_written,
     read_entry,
+    run_network,
 )
 
 
@@ -301,7 +302,8 @@ class MAGELoss(TD3Loss):
     def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
         """``pi(s)``, ``[*B, A]``."""
         with params.to_module(self.actor_network, preserve_module_state=False):
-            out = self.actor_network(state.select(*self.actor_network.in_keys))
+            inputs = state.select(*self.actor_network.in_keys)
+            out = run_network("actor", self.actor_network, inputs)
         action = out.get(self.tensor_keys.action, None)
         return check_written(action, self.tensor_keys.action, "actor", "action")
 
@@ -312,7 +314,8 @@ class MAGELoss(TD3Loss):
             self.tensor_keys.action, action_CBA
         )
         key = self.tensor_keys.state_action_value
-        value = self._vmap_qvalue_network00(td, params).get(key, None)
+        out = run_network("critic", self._vmap_qvalue_network00, td, params)
+        value = out.get(key, None)
         value = check_written(value, key, "critic", "state_action_value")
         if value.shape != (*action_CBA.shape[:-1], 1):
             raise ValueError(
@@ -401,6 +404,11 @@ class MAGELoss(TD3Loss):
         while any(shape[: len(shared)] != shared for shape in shapes):
             shared = shared[:-1]
         state.batch_size = tensordict.batch_size or shared
+        if not state.batch_size.numel() and self.reduction == "mean":
+            raise ValueError(
+                f"the tensordict holds no states (batch size {list(state.batch_size)}), and the "
+                'mean over none is undefined; pass at least one, or reduction="sum".'
+            )
         return state
 
     def _imagine(self, state: TensorDictBase, action: Tensor) -> TensorDictBase:
