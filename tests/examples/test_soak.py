@@ -33,7 +33,7 @@ TINY = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ten_thousand_steps_leak_neither_memory_nor_file_handles(tmp_path):
+def test_ten_thousand_steps_leak_neither_memory_nor_file_handles(tmp_path, record_property):
     path = tmp_path / "run"
     command = [sys.executable, str(EXAMPLES / "mage_td3.py"), f"hydra.run.dir={path}", *TINY]
     log = (tmp_path / "log").open("w")
@@ -55,6 +55,6 @@ def test_ten_thousand_steps_leak_neither_memory_nor_file_handles(tmp_path):
     tenth = len(after_warm_up) // 10
     first, last = after_warm_up[:tenth], after_warm_up[-tenth:]
     growth = max(r for r, _ in last) / max(r for r, _ in first) - 1
+    record_property("memory growth", growth)
     assert growth <= 0.02, f"memory grew by {growth:.1%}"
     assert max(f for _, f in last) <= max(f for _, f in first)
-    print(f"memory {growth:+.2%}, {last[-1][1]} files, over {len(seen)} samples")
