@@ -268,7 +268,7 @@ def main(cfg: DictConfig) -> float:
         },
         buffer,
     )
-    if checkpointer.restore() is not None:
+    if checkpointer.restore_or_start():
         run.say(f"resumed {run_path} at step {count.step}")
 
     # ---------------------------------------------------------------- Algorithm 2

@@ -36,8 +36,8 @@ TINY = [
 def test_ten_thousand_steps_leak_neither_memory_nor_file_handles(tmp_path, record_property):
     path = tmp_path / "run"
     command = [sys.executable, str(EXAMPLES / "mage_td3.py"), f"hydra.run.dir={path}", *TINY]
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
     proc, page = Path(f"/proc/{process.pid}"), os.sysconf("SC_PAGE_SIZE")
     seen = []  # evaluations so far, bytes resident, open files
     while process.poll() is None:

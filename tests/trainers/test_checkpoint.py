@@ -178,6 +178,26 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
     assert Run(tmp_path).checkpointer.restore() == 6
 
 
+def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="could not be written.*Free space"):
+        Run(tmp_path / "file").checkpointer.restore_or_start()
+    with pytest.raises(CheckpointError, match="run folder .* cannot be written: .*hydra.run.dir"):
+        open_run(tmp_path / "file" / "run", {}, resume=None, overridden=[])
+
+
+def test_a_run_starts_with_a_checkpoint_and_goes_on_from_it(tmp_path):
+    assert Run(tmp_path).checkpointer.restore_or_start() == 0
+    run = Run(tmp_path)
+    nn.init.constant_(run.layer.weight, 9)
+    assert run.checkpointer.restore_or_start() == 0
+    assert not (run.layer.weight == 9).any()
+    run.advance(4).save()
+    again = Run(tmp_path)
+    assert again.checkpointer.restore_or_start() == 4
+    assert again.at(4)
+
+
 def test_another_trainers_checkpoint_is_refused(tmp_path):
     Run(tmp_path).advance(4).save()
     run = Run(tmp_path)

@@ -153,6 +153,23 @@ class Checkpointer:
             )
         return None
 
+    def restore_or_start(self) -> int:
+        """Restores the newest checkpoint that is whole, or writes that of step 0.
+
+        So a disk that refuses is noticed before anything is trained.
+
+        Returns:
+            The step to go on from.
+
+        Raises:
+            CheckpointError: as :meth:`restore` and :meth:`save` do.
+        """
+        step = self.restore()
+        if step is None:
+            step = 0
+            self.save(step)
+        return step
+
     def _save_new_transitions(self) -> None:
         size = len(self._buffer)
         if size == self._stored:

@@ -41,8 +41,8 @@ def open_run(
         The run's settings, saved as ``config.yaml``, and its folder.
 
     Raises:
-        CheckpointError: there is nothing to continue in ``path``, a key was set that differs, or a
-            new run would start over another.
+        CheckpointError: there is nothing to continue in ``path``, a key was set that differs, a
+            new run would start over another, or its folder cannot be written.
     """
     path = Path(path)
     if resume == "auto" and (found := newest_unfinished_run(path.parent, settings)):
@@ -69,8 +69,14 @@ def open_run(
                 "continue it as it was, or start a run of its own without resume."
             )
         return saved, path
-    path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder {path} cannot be written: {error}. Choose another with "
+            "hydra.run.dir=DIR."
+        ) from error
     return settings, path
 
 
