@@ -233,9 +233,9 @@ def main(cfg: DictConfig) -> float:
     # ---------------------------------------------------------------- divergence
     guard = DivergenceGuard(
         {
-            "world model": dynamics.parameters(),
-            "critics": mage_loss.qvalue_network_params.parameters(),
-            "actor": mage_loss.actor_network_params.parameters(),
+            "loss_world_model": dynamics.parameters(),
+            "loss_qvalue": mage_loss.qvalue_network_params.parameters(),
+            "loss_actor": mage_loss.actor_network_params.parameters(),
         },
         limits={"huber_td_error": 100.0, "loss_actor": 1e5},  # the authors'
     )

@@ -92,6 +92,15 @@ def test_a_checkpoint_writes_only_what_is_new(tmp_path):
     assert set(after) - set(pieces) == {"000000050_000000053.pt"}
 
 
+def test_a_checkpoint_does_not_grow_with_the_storage(tmp_path):
+    buffer = ReplayBuffer(storage=LazyTensorStorage(100_000))
+    checkpointer = Checkpointer(tmp_path, {"count": Counters()}, buffer)
+    buffer.extend(TensorDict({"observation": torch.zeros(3, 20)}, [3]))
+    checkpointer.save(3)
+    (piece,) = (tmp_path / "checkpoints" / "buffer").iterdir()
+    assert piece.stat().st_size < 3_000, "3 x 20 floats and a file's header"
+
+
 def truncate(file):
     file.write_bytes(file.read_bytes()[:-10])
 

@@ -293,7 +293,7 @@ def test_check_finite_passes_integers_and_nested():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_divergence_is_named(bad):
     weight = nn.Parameter(torch.ones(3))
-    guard = DivergenceGuard({"critics": [weight]}, limits={"huber_td_error": 100.0})
+    guard = DivergenceGuard({"loss_qvalue": [weight]}, limits={"huber_td_error": 100.0})
     guard.watch(loss_actor=torch.tensor([1e30]), huber_td_error=torch.tensor(100.0))
     guard.check(4)
     guard.watch(loss_qvalue=torch.tensor([1.0, bad]))
@@ -302,5 +302,10 @@ def test_divergence_is_named(bad):
     guard.check(6)
     with torch.no_grad():
         weight[1] = bad
-    with pytest.raises(DivergenceError, match=f"parameters of the critics = {bad}"):
-        guard.check(7)
+    guard.watch(loss_actor=torch.tensor(1.0))
+    guard.check(7)  # no update of it since the last check
+    with pytest.raises(DivergenceError, match=f"the sum of what loss_qvalue trains = {bad}"):
+        guard.check(7, everything=True)
+    guard.watch(loss_qvalue=torch.tensor(1.0))
+    with pytest.raises(DivergenceError, match=f"the sum of what loss_qvalue trains = {bad}"):
+        guard.check(8)

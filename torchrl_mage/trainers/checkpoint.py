@@ -174,7 +174,8 @@ class Checkpointer:
         size = len(self._buffer)
         if size == self._stored:
             return
-        new = self._buffer[self._stored : size].flatten_keys("/").to_dict()
+        # Cloned: a slice of the storage is saved with all of the storage behind it.
+        new = self._buffer[self._stored : size].clone().flatten_keys("/").to_dict()
         name = f"{BUFFER}/{self._stored:09d}_{size:09d}.pt"
         self._pieces[name] = _write(self.path / name, lambda file: torch.save(new, file))
         _flush_folder(self.path / BUFFER)

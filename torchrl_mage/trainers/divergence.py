@@ -14,17 +14,17 @@ class DivergenceError(FloatingPointError):
 
 
 class DivergenceGuard:
-    """Watches losses and parameters, with one transfer from the device an environment step.
+    """Watches losses and what they train, with one transfer from the device an environment step.
 
     Args:
-        parameters: the trained parameters by network. A gradient that is not finite reaches them in
-            the same update.
+        parameters: by the name of a loss, the parameters that it trains: checked with it. A
+            gradient that is not finite reaches them in the same update.
         limits: the largest admissible size of a watched quantity that explodes while it is finite.
 
     Example:
         >>> weight = torch.ones(2)
-        >>> guard = DivergenceGuard({"critic": [weight]}, limits={"td_error": 100.0})
-        >>> guard.watch(td_error=torch.tensor([3.0, 5.0]))
+        >>> guard = DivergenceGuard({"loss": [weight]}, limits={"td_error": 100.0})
+        >>> guard.watch(loss=torch.tensor(0.5), td_error=torch.tensor([3.0, 5.0]))
         >>> guard.check(step=7)
         >>> guard.watch(td_error=torch.tensor([300.0]))
         >>> guard.check(step=8)
@@ -53,17 +53,29 @@ class DivergenceGuard:
         self._watched += [(name, value.detach().mean()) for name, value in values.items()]
 
     @torch.no_grad()
-    def check(self, step: int) -> None:
-        """Refuses what was watched since the last check, and the parameters as they are.
+    def check(self, step: int, *, everything: bool = False) -> None:
+        """Refuses what was watched since the last check, and the parameters that it trained.
+
+        Args:
+            step: environment step, for the message.
+            everything: whether to look at all parameters.
 
         Raises:
-            DivergenceError: a quantity or a network is not finite, or a limit is exceeded.
+            DivergenceError: a quantity or a parameter is not finite, or a limit is exceeded.
         """
-        watched = self._watched + [
-            (f"parameters of the {name}", torch.stack([tensor.sum() for tensor in tensors]).sum())
-            for name, tensors in self._parameters.items()
+        watched, self._watched = self._watched, []
+        trained = set(self._parameters)
+        if not everything:
+            trained &= {name for name, _ in watched}
+        watched += [
+            (
+                f"the sum of what {name} trains",
+                torch.stack([tensor.sum() for tensor in self._parameters[name]]).sum(),
+            )
+            for name in sorted(trained)
         ]
-        self._watched = []
+        if not watched:
+            return
         values = torch.stack([value for _, value in watched]).tolist()
         for (name, _), value in zip(watched, values, strict=True):
             limit = self._limits.get(name, float("inf"))

@@ -114,7 +114,8 @@ class TrainingLoop:
             self.run.say(f"{error}: a new agent takes over")
             self.reset_agent()
             self.run.forget()
-            self.guard.check(step)  # what a new agent does not mend, such as the world model
+            # What a new agent does not mend, such as the world model's parameters.
+            self.guard.check(step, everything=True)
 
     def _report(self, step: int, batch: TensorDictBase) -> None:
         self.count.episode_return += batch["next", "reward"].item()
