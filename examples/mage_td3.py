@@ -23,7 +23,6 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.modules import AdditiveGaussianModule, TanhModule
-from torchrl.record.loggers import get_logger
 
 from torchrl_mage import (
     GaussianEnsembleLoss,
@@ -42,11 +41,13 @@ from torchrl_mage.trainers import (
     RunFolder,
     TrainingLoop,
     check_settings,
+    choose_device,
     chosen_folder,
     clipped_step,
     compiled,
     evaluate,
     member_minibatches,
+    open_logger,
     open_run,
     radam,
     record_episode,
@@ -85,9 +86,7 @@ def main(cfg: DictConfig) -> float:
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
     cfg = OmegaConf.create(settings)
-    device = torch.device(
-        cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device = choose_device(cfg.device)
     torch.manual_seed(cfg.seed)
     if cfg.video:
         use_offscreen_rendering()
@@ -180,14 +179,13 @@ def main(cfg: DictConfig) -> float:
         batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
     )
 
-    logger = get_logger(cfg.logger, str(run_path), "logs")
     run = RunFolder(
         run_path,
         columns=METRICS,
         total_steps=cfg.total_steps,
         title=f"MAGE-TD3 {task.name} seed {cfg.seed}",
         show=("episode_return", "loss_world_model", "loss_qvalue", "loss_actor"),
-        logger=logger,
+        logger=open_logger(cfg.logger, run_path),
     )
 
     # ---------------------------------------------------------------- the updates of Algorithm 2

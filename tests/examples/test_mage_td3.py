@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import re
 import runpy
 import subprocess
@@ -194,6 +195,7 @@ def test_dyna_is_an_override(tmp_path, run):
         ("loss.lmbda=-1", "loss.lmbda = -1: must be a number, at least 0"),
         ("loss.lmbda=nan", "loss.lmbda = nan: must be a number, at least 0"),
         ("world_model.ensemble_size=0", "ensemble_size = 0: must be an integer, at least 1"),
+        ("device=tpu", "device = 'tpu': must be one of auto, cpu, cuda"),
         ("total_steps=1e4", "total_steps = 10000.0: must be an integer, at least 1"),
         ("actor.num_cells=[8,0]", "actor.num_cells = 0: must be an integer, at least 1"),
         ("on_divergence=ignore", "on_divergence = 'ignore': must be one of stop, reset_agent"),
@@ -202,6 +204,17 @@ def test_dyna_is_an_override(tmp_path, run):
 def test_bad_overrides_are_named(tmp_path, run, override, message):
     assert message in run(tmp_path / "run", override, refused=True).err
     assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_is_named(tmp_path, run):
+    message = run(tmp_path / "run", "device=cuda", refused=True).err
+    assert "device = 'cuda': PyTorch sees 0 GPUs here; use device=cpu" in message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="has W&B")
+def test_a_missing_logger_is_named(tmp_path, run):
+    assert 'pip install -e ".[loggers]"' in run(tmp_path / "r", "logger=wandb", refused=True).err
 
 
 def test_bad_overrides_are_named_all_at_once(tmp_path, run):
