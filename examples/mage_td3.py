@@ -17,12 +17,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictSequential
 from torch.nn.functional import smooth_l1_loss
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.modules import AdditiveGaussianModule, TanhModule
+from torchrl.modules import AdditiveGaussianModule
 
 from torchrl_mage import (
     GaussianEnsembleLoss,
@@ -32,7 +32,7 @@ from torchrl_mage import (
     Normalizer,
 )
 from torchrl_mage.envs import get_task
-from torchrl_mage.modules import xavier_mlp
+from torchrl_mage.modules import critic, deterministic_actor
 from torchrl_mage.trainers import (
     Checkpointer,
     CollectorState,
@@ -40,7 +40,6 @@ from torchrl_mage.trainers import (
     DivergenceGuard,
     RunFolder,
     TrainingLoop,
-    check_settings,
     choose_device,
     chosen_folder,
     clipped_step,
@@ -76,12 +75,11 @@ OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
 @hydra.main(config_path="config", config_name="mage_td3", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Trains an agent; returns the final evaluation return."""
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    check_settings(settings, RANGES)
     hydra_cfg = HydraConfig.get()
     settings, run_path = open_run(
         hydra_cfg.runtime.output_dir,
-        settings,
+        OmegaConf.to_container(cfg, resolve=True),
+        schema=RANGES,
         resume=cfg.resume,
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
@@ -99,24 +97,8 @@ def main(cfg: DictConfig) -> float:
 
     normalizer = Normalizer(obs_dim, device=device)
 
-    def make_actor() -> TensorDictSequential:
-        return TensorDictSequential(
-            TensorDictModule(
-                xavier_mlp(obs_dim, action_dim, cfg.actor.num_cells, device=device),
-                in_keys=["normalized_observation"],
-                out_keys=["param"],
-            ),
-            TanhModule(in_keys=["param"], out_keys=["action"], spec=env.action_spec),
-        )
-
-    def make_critic() -> TensorDictModule:
-        return TensorDictModule(
-            xavier_mlp(obs_dim + action_dim, 1, cfg.critic.num_cells, device=device),
-            in_keys=["normalized_observation", "action"],
-            out_keys=["state_action_value"],
-        )
-
-    actor, critics = make_actor(), [make_critic() for _ in range(2)]
+    actor = deterministic_actor(obs_dim, env.action_spec, cfg.actor.num_cells, device=device)
+    critics = [critic(obs_dim, action_dim, cfg.critic.num_cells, device=device) for _ in range(2)]
     dynamics = GaussianEnsembleWorldModel(
         obs_dim,
         action_dim,

@@ -19,9 +19,9 @@ from torchrl_mage.trainers import EXIT_INTERRUPTED
 SETTINGS = [*TINY, "total_steps=60", "checkpoint_interval=7", "eval_interval=20"]
 
 
-def start(*overrides, cwd):
+def start(*overrides, cwd, script=SCRIPT):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *overrides],
+        [sys.executable, str(script), *overrides],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

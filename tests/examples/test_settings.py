@@ -15,8 +15,10 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from torchrl_mage.trainers import DivergenceError, SettingsError
 
@@ -160,7 +162,29 @@ def test_every_setting_has_a_range():
         for key, below in config.items():
             yield from [f"{key}.{k}" for k in leaves(below)] if isinstance(below, dict) else [key]
 
-    config = yaml.safe_load((EXAMPLES / "config" / "mage_td3.yaml").read_text())
-    for group in ("defaults", "hydra"):
-        del config[group]
-    assert set(leaves(config)) == set(keys(ranges))
+    for script in ("mage_td3", "td3"):
+        with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+            config = OmegaConf.to_container(compose(script))
+        del config["env"]
+        assert set(leaves(config)) <= set(keys(ranges))
+
+
+def test_a_task_brings_the_papers_sizes():
+    """Appendix D.2."""
+
+    def composed(env):
+        with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+            return OmegaConf.to_container(compose("mage_td3", [f"env={env}"]), resolve=True)
+
+    for env, steps in (("pendulum", 2500), ("cartpole", 5000)):
+        config = composed(env)
+        assert (config["total_steps"], config["warmup_steps"]) == (steps, 100)
+        assert (config["eval_interval"], config["policy"]["batch_size"]) == (250, 512)
+        assert config["world_model"]["num_cells"] == config["actor"]["num_cells"] == [128, 128]
+        assert config["critic"]["num_cells"] == [384, 384]
+    for env in ("halfcheetah", "hopper", "walker2d", "swimmer", "pusher"):
+        config = composed(env)
+        assert (config["warmup_steps"], config["eval_interval"]) == (1000, 1000)
+        assert config["policy"]["batch_size"] == 1024
+        assert config["world_model"]["num_cells"] == [512] * 4
+        assert config["actor"]["num_cells"] == config["critic"]["num_cells"] == [384, 384]

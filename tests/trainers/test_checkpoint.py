@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(tmp_path):
     with pytest.raises(CheckpointError, match="could not be written.*Free space"):
         Run(tmp_path / "file").checkpointer.restore_or_start()
     with pytest.raises(CheckpointError, match="run folder .* cannot be written: .*hydra.run.dir"):
-        open_run(tmp_path / "file" / "run", {}, resume=None, overridden=[])
+        open_run(tmp_path / "file" / "run", {}, schema={}, resume=None, overridden=[])
 
 
 def test_a_run_starts_with_a_checkpoint_and_goes_on_from_it(tmp_path):
@@ -278,36 +278,40 @@ def test_another_environments_state_is_refused():
 def test_which_run_is_continued(tmp_path):
     settings = {"seed": 1, "loss": {"lmbda": 0.2}, "resume": None}
     fresh = tmp_path / "new"
-    first, path = open_run(tmp_path / "old", settings, resume=None, overridden=[])
+    first, path = open_run(tmp_path / "old", settings, schema={}, resume=None, overridden=[])
     assert (first, path) == (settings, tmp_path / "old")
     auto = {**settings, "resume": "auto"}
-    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "no checkpoint yet"
+    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == fresh, (
+        "no checkpoint yet"
+    )
     Run(tmp_path / "old").advance(4).save()
-    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == tmp_path / "old"
+    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == tmp_path / "old"
     other = {**auto, "seed": 2}
-    assert open_run(fresh, other, resume="auto", overridden=["seed"])[1] == fresh
+    assert open_run(fresh, other, schema={}, resume="auto", overridden=["seed"])[1] == fresh
     (tmp_path / "old" / "networks.pt").touch()
-    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "it is finished"
+    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == fresh, (
+        "it is finished"
+    )
 
 
 def test_a_new_run_does_not_start_over_another(tmp_path):
     Run(tmp_path).advance(4).save()
     for resume in (None, "auto"):
         with pytest.raises(CheckpointError, match="holds a run already: continue it with resume="):
-            open_run(tmp_path, {"seed": 0}, resume=resume, overridden=[])
+            open_run(tmp_path, {"seed": 0}, schema={}, resume=resume, overridden=[])
 
 
 def test_a_named_run_keeps_its_settings(tmp_path):
     old = tmp_path / "old"
-    open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, resume=None, overridden=[])
+    open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, schema={}, resume=None, overridden=[])
     with pytest.raises(CheckpointError, match="no checkpoint of a run in"):
-        open_run(old, {"seed": 0}, resume=str(old), overridden=[])
+        open_run(old, {"seed": 0}, schema={}, resume=str(old), overridden=[])
     Run(old).advance(4).save()
     default = {"seed": 0, "loss": {"lmbda": 0.05}}
-    settings, path = open_run(old, default, resume=str(old), overridden=["resume"])
+    settings, path = open_run(old, default, schema={}, resume=str(old), overridden=["resume"])
     assert (settings["seed"], path) == (1, old)
     message = r"other settings: loss.lmbda: 0.2 -> 0.05\. Leave them out"
     with pytest.raises(CheckpointError, match=message):
-        open_run(old, default, resume=str(old), overridden=["resume", "loss.lmbda"])
+        open_run(old, default, schema={}, resume=str(old), overridden=["resume", "loss.lmbda"])
     assert chosen_folder(None, "new") == "new"
     assert chosen_folder(str(old), "new") == str(old)

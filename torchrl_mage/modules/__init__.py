@@ -1,5 +1,6 @@
 """Networks and statistics."""
 
+from torchrl_mage.modules.agent import critic, deterministic_actor
 from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
 from torchrl_mage.modules.mlp import XavierLinear, xavier_mlp
 from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
@@ -12,5 +13,7 @@ __all__ = [
     "Normalizer",
     "RunningStatistics",
     "XavierLinear",
+    "critic",
+    "deterministic_actor",
     "xavier_mlp",
 ]

@@ -24,6 +24,7 @@ TRANSITION = (
     ("next", "observation"),
     ("next", "reward"),
     ("next", "terminated"),
+    ("next", "done"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints
+from torchrl_mage.trainers.settings import check_settings
 
 CONFIG = "config.yaml"
 NETWORKS = "networks.pt"  # written last: a run that has it is finished
@@ -25,13 +26,19 @@ def chosen_folder(resume: str | None, fresh: str) -> str:
 
 
 def open_run(
-    path: str | Path, settings: dict[str, Any], *, resume: str | None, overridden: Sequence[str]
+    path: str | Path,
+    settings: dict[str, Any],
+    *,
+    schema: Mapping[str, Any] | str | Path,
+    resume: str | None,
+    overridden: Sequence[str],
 ) -> tuple[dict[str, Any], Path]:
     """Finds the settings and the folder of a run: a new one, or one to be continued.
 
     Args:
         path: the run's folder, see :func:`chosen_folder`.
         settings: what the user asked for, nested.
+        schema: what they may be, see :func:`check_settings`.
         resume: ``None`` starts a run; ``"auto"`` continues the newest unfinished one beside
             ``path`` with these settings, or starts one; all else continues the one in ``path``.
         overridden: dotted keys that the user set: they must be those of the run to be continued,
@@ -41,10 +48,12 @@ def open_run(
         The run's settings, saved as ``config.yaml``, and its folder.
 
     Raises:
+        SettingsError: settings are out of range.
         CheckpointError: there is nothing to continue in ``path``, a key was set that differs, a
             new run would start over another, or its folder cannot be written.
     """
     path = Path(path)
+    check_settings(settings, schema)
     if resume == "auto" and (found := newest_unfinished_run(path.parent, settings)):
         return settings, found
     if resume in (None, "auto"):

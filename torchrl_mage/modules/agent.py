@@ -1,0 +1,81 @@
+"""The paper's actor and critic (appendix D.2), as TensorDict modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.utils import NestedKey
+from torchrl.data import TensorSpec
+from torchrl.modules import TanhModule
+
+from torchrl_mage.modules.mlp import xavier_mlp
+
+
+def deterministic_actor(
+    obs_dim: int,
+    action_spec: TensorSpec,
+    num_cells: Sequence[int],
+    *,
+    in_key: NestedKey = "normalized_observation",
+    device: torch.device | str | None = None,
+) -> TensorDictSequential:
+    """A multi-layer perceptron whose output a tanh maps into the action's box.
+
+    Args:
+        obs_dim: number of observation features ``D``.
+        action_spec: bounded spec of the action ``[A]``.
+        num_cells: width of each hidden layer.
+        in_key: where the observation ``[*B, D]`` is read.
+        device: device of the parameters.
+
+    Returns:
+        A module that writes ``action`` ``[*B, A]``.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> actor = deterministic_actor(3, Bounded(-1, 1, (1,)), [8], in_key="observation")
+        >>> actor(TensorDict(observation=torch.zeros(5, 3)))["action"].shape
+        torch.Size([5, 1])
+    """
+    mlp = xavier_mlp(obs_dim, action_spec.shape[-1], num_cells, device=device)
+    return TensorDictSequential(
+        TensorDictModule(mlp, in_keys=[in_key], out_keys=["param"]),
+        TanhModule(in_keys=["param"], out_keys=["action"], spec=action_spec),
+    )
+
+
+def critic(
+    obs_dim: int,
+    action_dim: int,
+    num_cells: Sequence[int],
+    *,
+    in_key: NestedKey = "normalized_observation",
+    device: torch.device | str | None = None,
+) -> TensorDictModule:
+    """A multi-layer perceptron ``Q(s, a)``.
+
+    Args:
+        obs_dim: number of observation features ``D``.
+        action_dim: number of action features ``A``.
+        num_cells: width of each hidden layer.
+        in_key: where the observation ``[*B, D]`` is read.
+        device: device of the parameters.
+
+    Returns:
+        A module that reads ``action`` ``[*B, A]`` too, writes ``state_action_value`` ``[*B, 1]``.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> q = critic(3, 1, [8], in_key="observation")
+        >>> td = TensorDict(observation=torch.zeros(5, 3), action=torch.zeros(5, 1))
+        >>> q(td)["state_action_value"].shape
+        torch.Size([5, 1])
+    """
+    return TensorDictModule(
+        xavier_mlp(obs_dim + action_dim, 1, num_cells, device=device),
+        in_keys=[in_key, "action"],
+        out_keys=["state_action_value"],
+    )
