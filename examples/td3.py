@@ -100,7 +100,7 @@ def main(cfg: DictConfig) -> float:
 
     # ---------------------------------------------------------------- data
     policy = TensorDictSequential(normalizer, actor)
-    noise = cfg.exploration_noise
+    noise = float(cfg.exploration_noise)
     explorer = AdditiveGaussianModule(
         env.action_spec, sigma_init=noise, sigma_end=noise, device=device
     )

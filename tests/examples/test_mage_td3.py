@@ -222,7 +222,7 @@ def test_bad_overrides_are_named_all_at_once(tmp_path, run):
     assert "3 settings are out of range" in message
     for line in (
         "seed = -1: must be an integer, at least 0",
-        "policy.tau = 0: must be a number, above 0, at most 1",
+        "policy.tau = 0: must be a number, above 0, at most 0.5",
         "critic.lr = 'x': must be a number, above 0",
     ):
         assert line in message

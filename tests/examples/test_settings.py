@@ -66,7 +66,7 @@ POOLS = {
     "policy.updates_per_step": counts,
     "policy.batch_size": counts,
     "policy.actor_delay": counts,
-    "policy.tau": ([1e-6, 0.5, 1], [0, 1.01, -1, "inf"]),
+    "policy.tau": ([1e-6, 0.1, 0.5], [0, 0.51, -1, "inf"]),
     "loss.lmbda": nonnegative,
     "loss.gradient_coeff": nonnegative,
     "loss.policy_noise": nonnegative,
