@@ -4,6 +4,7 @@ from torchrl_mage.modules.agent import critic, deterministic_actor
 from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
 from torchrl_mage.modules.mlp import XavierLinear, xavier_mlp
 from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
+from torchrl_mage.modules.reward_model import RewardModel, TerminationModel
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "EnsembleMLP",
     "GaussianEnsembleWorldModel",
     "Normalizer",
+    "RewardModel",
     "RunningStatistics",
+    "TerminationModel",
     "XavierLinear",
     "critic",
     "deterministic_actor",

@@ -1,0 +1,96 @@
+"""Learned reward and termination: what they converge to, and that their gradients flow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_mage import RewardModel, TerminationModel, get_task
+from torchrl_mage.trainers import radam
+
+OBS, ACTION = 3, 2
+
+
+def transitions(count):
+    return TensorDict(
+        {
+            "observation": 5 + 3 * torch.randn(count, OBS),
+            "action": torch.rand(count, ACTION) * 2 - 1,
+            ("next", "observation"): 5 + 3 * torch.randn(count, OBS),
+        },
+        [count],
+    )
+
+
+def fit(model, td, steps=600):
+    model.update_normalizer(td)
+    optimizer = radam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss = model.loss(td[torch.randint(len(td), (128,))])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def test_a_reward_of_all_three_is_recovered():
+    """It reads the next state and the action too, which the authors' code never did."""
+
+    def reward(td):
+        state, next_state = td["observation"], td["next", "observation"]
+        return 100 + state[..., :1] - 2 * next_state[..., 1:2] + 5 * td["action"][..., :1]
+
+    td = transitions(4000)
+    td["next", "reward"] = reward(td)
+    model = fit(RewardModel(OBS, ACTION, num_cells=[32]), td)
+    test = transitions(500)
+    error = model(test.clone())["next", "reward"] - reward(test)
+    assert error.square().mean().sqrt() < 0.05 * reward(test).std()
+
+
+def test_its_loss_is_the_mean_squared_error_in_units_of_the_reward():
+    td = transitions(50)
+    td["next", "reward"] = 7 + 3 * torch.randn(50, 1)
+    model = RewardModel(OBS, ACTION, num_cells=[8])
+    model.update_normalizer(td)
+    error = model(td.clone())["next", "reward"] - td["next", "reward"]
+    expected = error.square().mean() / td["next", "reward"].var(correction=0)
+    torch.testing.assert_close(model.loss(td), expected)
+
+
+def test_the_probability_of_an_end_is_calibrated():
+    td = transitions(20_000)
+    true = ((td["next", "observation"][..., :1] - 5) / 1.5).sigmoid()
+    td["next", "terminated"] = torch.rand_like(true) < true
+    model = fit(TerminationModel(OBS, ACTION, num_cells=[16]), td, steps=1500)
+    test = transitions(1000)
+    true = ((test["next", "observation"][..., :1] - 5) / 1.5).sigmoid()
+    out = model(test)
+    assert (out["next", "termination_probability"] - true).abs().mean() < 0.05
+    assert torch.equal(out["next", "terminated"], out["next", "termination_probability"] > 0.5)
+
+
+def test_nothing_ends_before_an_end_was_seen():
+    td = TerminationModel(OBS, ACTION)(transitions(100))
+    assert not td["next", "terminated"].any()
+    assert td["next", "termination_probability"].mean() < 0.1
+
+
+@pytest.mark.parametrize("cls", [RewardModel, TerminationModel])
+def test_the_action_reaches_the_output_directly_and_through_the_next_state(cls):
+    model, td = cls(OBS, ACTION, num_cells=[8]), transitions(4)
+    entries = [td[key].requires_grad_() for key in model.in_keys]
+    out = model(td)["next", "reward" if cls is RewardModel else "termination_probability"]
+    for gradient in torch.autograd.grad(out.sum(), entries):
+        assert (gradient != 0).any()
+
+
+def test_a_learned_termination_fits_cartpoles():
+    env = get_task("torchrl_mage/ContinuousCartPole-v1").make_env()
+    env.set_seed(0)
+    td = torch.cat([env.rollout(500, break_when_any_done=False) for _ in range(4)])
+    model = fit(TerminationModel(4, 1, num_cells=[64]), td, steps=1000)
+    agree = model(td.clone())["next", "terminated"] == td["next", "terminated"]
+    assert agree.float().mean() > 0.98
+    assert td["next", "terminated"].float().mean() > 0.02, "else agreeing is no achievement"
