@@ -30,6 +30,8 @@ from torchrl_mage import (
     MAGELoss,
     NetworkSoftUpdate,
     Normalizer,
+    RewardModel,
+    TerminationModel,
 )
 from torchrl_mage.envs import get_task
 from torchrl_mage.modules import critic, deterministic_actor
@@ -39,6 +41,7 @@ from torchrl_mage.trainers import (
     Counters,
     DivergenceGuard,
     RunFolder,
+    SettingsError,
     TrainingLoop,
     choose_device,
     chosen_folder,
@@ -106,8 +109,20 @@ def main(cfg: DictConfig) -> float:
         num_cells=cfg.world_model.num_cells,
         device=device,
     )
-    parts = [dynamics, task.reward, task.termination]
-    parts.append(normalizer.on(("next", "observation"), ("next", "normalized_observation")))
+    size = {"num_cells": cfg.reward_model.num_cells, "device": device}
+    heads = {}  # what of the task is learned
+    if cfg.reward == "learned":
+        heads["reward"] = RewardModel(obs_dim, action_dim, **size)
+    elif task.reward is None:
+        raise SettingsError(f"no reward of {task.name} is known: pass reward=learned.")
+    if cfg.termination == "learned":
+        heads["termination"] = TerminationModel(obs_dim, action_dim, **size)
+    parts = [
+        dynamics,
+        heads.get("reward", task.reward),
+        heads.get("termination", task.termination),
+        normalizer.on(("next", "observation"), ("next", "normalized_observation")),
+    ]
     world_model = TensorDictSequential(*(part for part in parts if part is not None))
 
     # ---------------------------------------------------------------- losses and optimisers
@@ -123,12 +138,25 @@ def main(cfg: DictConfig) -> float:
         weight_decay=cfg.world_model.weight_decay,
         decoupled_weight_decay=True,
     )
+    head_optimizers = {
+        name: radam(
+            head.parameters(),
+            lr=cfg.reward_model.lr,
+            weight_decay=cfg.reward_model.weight_decay,
+            decoupled_weight_decay=True,
+        )
+        for name, head in heads.items()
+    }
     critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
     actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
     critic_clip = cfg.critic.grad_clip
     if critic_clip is None:
         critic_clip = 10 * cfg.loss.lmbda or 0.5
     model_step = clipped_step(model_optimizer, cfg.world_model.grad_clip)
+    head_steps = {
+        name: clipped_step(optimizer, cfg.reward_model.grad_clip)
+        for name, optimizer in head_optimizers.items()
+    }
     critic_step = clipped_step(critic_optimizer, critic_clip)
     actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)
 
@@ -163,7 +191,7 @@ def main(cfg: DictConfig) -> float:
 
     run = RunFolder(
         run_path,
-        columns=METRICS,
+        columns=[*METRICS, *(f"loss_{name}" for name in heads)],
         total_steps=cfg.total_steps,
         title=f"MAGE-TD3 {task.name} seed {cfg.seed}",
         show=("episode_return", "loss_world_model", "loss_qvalue", "loss_actor"),
@@ -190,6 +218,25 @@ def main(cfg: DictConfig) -> float:
             run.add(loss_world_model=loss, **metadata)
             guard.watch(loss_world_model=loss)
 
+    def fit_heads(data: TensorDict) -> None:
+        """Least squares for a learned reward, maximum likelihood for a learned termination."""
+        for name, head in heads.items():
+            head.update_normalizer(data[-cfg.world_model.fit_interval :])
+            for index in member_minibatches(
+                len(data),
+                ensemble_size=1,
+                batch_size=cfg.world_model.batch_size,
+                min_batches=cfg.world_model.fit_batches,
+                exact=cfg.world_model.exact_fit_batches,
+                device=device,
+            ):
+                loss = head.loss(data[index[0]])
+                loss.backward()
+                head_steps[name]()
+                head_optimizers[name].zero_grad()
+                run.add(**{f"loss_{name}": loss})
+                guard.watch(**{f"loss_{name}": loss})
+
     def update_critics(states: TensorDict) -> None:
         loss, metadata = value_loss(states)
         loss.backward()
@@ -214,6 +261,7 @@ def main(cfg: DictConfig) -> float:
     guard = DivergenceGuard(
         {
             "loss_world_model": dynamics.parameters(),
+            **{f"loss_{name}": head.parameters() for name, head in heads.items()},
             "loss_qvalue": mage_loss.qvalue_network_params.parameters(),
             "loss_actor": mage_loss.actor_network_params.parameters(),
         },
@@ -238,7 +286,9 @@ def main(cfg: DictConfig) -> float:
             "loss": mage_loss,
             "dynamics": dynamics,
             "normalizer": normalizer,
+            **heads,
             "model_optimizer": model_optimizer,
+            **{f"{name}_optimizer": optimizer for name, optimizer in head_optimizers.items()},
             "critic_optimizer": critic_optimizer,
             "actor_optimizer": actor_optimizer,
             "collector": CollectorState(collector),
@@ -273,6 +323,7 @@ def main(cfg: DictConfig) -> float:
             normalizer.update(transition["observation"])
             if step % cfg.world_model.fit_interval == 0:
                 fit_model(buffer[:].select(*model_loss.in_keys))
+                fit_heads(buffer[:])
             if step >= cfg.warmup_steps:
                 sample = normalizer(buffer.sample().select("observation"))
                 for states in sample.split(cfg.policy.batch_size):
@@ -290,6 +341,7 @@ def main(cfg: DictConfig) -> float:
             "actor": actor.state_dict(),
             "critics": mage_loss.qvalue_network_params.state_dict(),
             "world_model": dynamics.state_dict(),
+            **{name: head.state_dict() for name, head in heads.items()},
             "normalizer": normalizer.state_dict(),
         },
     )

@@ -180,6 +180,27 @@ def test_the_same_seed_repeats_compiled(tmp_path, run):
     assert a == b
 
 
+def test_reward_and_termination_may_be_learned(tmp_path, run):
+    path = tmp_path / "run"
+    run(path, "env=cartpole", "reward=learned", "termination=learned", "reward_model.num_cells=[8]")
+    last = rows(path)[-1]
+    assert float(last["loss_reward"]) >= 0
+    assert float(last["loss_termination"]) > 0
+    networks = torch.load(path / "networks.pt", weights_only=True)
+    assert networks["reward"]["reward_statistics.count"] == 20
+    assert networks["termination"]["observation_statistics.count"] == 20
+
+
+def test_an_unknown_reward_must_be_learned(tmp_path, run):
+    register_task(Task("test/Unknown-v0"))
+    gymnasium.register("test/Unknown-v0", PendulumEnv, max_episode_steps=20)
+    override = "env.name=test/Unknown-v0"
+    message = run(tmp_path / "known", override, refused=True).err
+    assert "no reward of test/Unknown-v0 is known: pass reward=learned" in message
+    run(tmp_path / "learned", override, "reward=learned", "reward_model.num_cells=[8]")
+    assert float(rows(tmp_path / "learned")[-1]["loss_reward"]) > 0
+
+
 def test_dyna_is_an_override(tmp_path, run):
     run(tmp_path / "dyna", "loss.gradient_coeff=0")
     assert rows(tmp_path / "dyna")[-1]["action_gradient_error"] == ""
