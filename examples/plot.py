@@ -28,11 +28,11 @@ COLUMNS = ("task", "setting", "step", "runs", "center", "low", "high", "raw")
 
 @dataclass
 class Run:
-    """One run's settings, flattened to dotted keys, and its evaluations."""
+    """One run's settings, flattened to dotted keys, and a column of its ``metrics.csv``."""
 
     settings: dict[str, Any]
     steps: np.ndarray
-    returns: np.ndarray
+    values: np.ndarray
 
     @property
     def task(self) -> str:
@@ -40,12 +40,12 @@ class Run:
         return self.settings["env.name"]
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
-    """Every run below ``folders`` that has been evaluated at least once."""
+def read_runs(folders: list[Path], metric: str) -> list[Run]:
+    """Every run below ``folders`` that has ``metric``, with the rows where it has."""
     runs = []
     for file in sorted({f for folder in folders for f in folder.rglob("metrics.csv")}):
         with file.open() as lines:
-            rows = list(csv.DictReader(lines))
+            rows = [row for row in csv.DictReader(lines) if row.get(metric)]
         config = file.with_name("config.yaml")
         if not rows or not config.exists():
             continue
@@ -53,11 +53,14 @@ def read_runs(folders: list[Path]) -> list[Run]:
             Run(
                 flatten(yaml.safe_load(config.read_text())),
                 np.array([int(row["step"]) for row in rows]),
-                np.array([float(row["eval_return_mean"]) for row in rows]),
+                np.array([float(row[metric]) for row in rows]),
             )
         )
     if not runs:
-        raise SystemExit(f"no metrics.csv beside a config.yaml below {[str(f) for f in folders]}.")
+        raise SystemExit(
+            f"no metrics.csv with a column {metric!r} beside a config.yaml below "
+            f"{[str(f) for f in folders]}."
+        )
     return runs
 
 
@@ -112,6 +115,9 @@ def main() -> None:
     parser.add_argument(
         "--median", action="store_true", help="median over runs instead of the mean"
     )
+    parser.add_argument(
+        "--metric", default="eval_return_mean", help="column of metrics.csv (default: the return)"
+    )
     parser.add_argument("--out", type=Path, default=Path("learning_curves"), help="files' stem")
     args = parser.parse_args()
     if args.smooth < 1:
@@ -119,23 +125,23 @@ def main() -> None:
     center = np.median if args.median else np.mean
 
     table: list[tuple[Any, ...]] = []
-    for (task, label), runs in group(read_runs(args.folders)).items():
+    for (task, label), runs in group(read_runs(args.folders, args.metric)).items():
         common = set.intersection(*(set(run.steps.tolist()) for run in runs))
         steps = np.array(sorted(common))
-        raw = np.stack([run.returns[np.isin(run.steps, steps)] for run in runs])
+        raw = np.stack([run.values[np.isin(run.steps, steps)] for run in runs])
         values = smooth(raw, args.smooth)
         low, high = bootstrap(values, center)
         rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
         table += [(task, label, step, len(runs), *numbers) for step, *numbers in rows]
     with args.out.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *table])
-    draw(table, "median" if args.median else "mean", args.smooth).savefig(
-        args.out.with_suffix(".png"), dpi=120
-    )
+    quantity = "return" if args.metric == "eval_return_mean" else args.metric.replace("_", " ")
+    what = f"{'median' if args.median else 'mean'} {quantity}, 95 % interval, window {args.smooth}"
+    draw(table, what).savefig(args.out.with_suffix(".png"), dpi=120)
     print(f"wrote {args.out.with_suffix('.png')} and {args.out.with_suffix('.csv')}")
 
 
-def draw(table: list[tuple[Any, ...]], center: str, window: int) -> Figure:
+def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
     """One panel a task."""
     tasks = list(dict.fromkeys(row[0] for row in table))
     figure = Figure(figsize=(5 * len(tasks), 3.8), layout="constrained")
@@ -150,7 +156,7 @@ def draw(table: list[tuple[Any, ...]], center: str, window: int) -> Figure:
         axes.set(title=task, xlabel="environment steps")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{center} return, 95 % interval, window {window}")
+    panels[0].set_ylabel(what)
     return figure
 
 

@@ -709,6 +709,32 @@ def test_reset_parameters_leaves_the_world_model_alone():
         )
 
 
+@pytest.mark.parametrize("delay", [True, False])
+def test_a_list_of_one_critic_is_trained_from_its_own_parameters(delay):
+    critic = TensorDictModule(
+        MLP(3, 1, num_cells=[4]), ["observation", "action"], ["state_action_value"]
+    )
+    weights = [parameter.detach().clone() for parameter in critic.parameters()]
+    actor = TensorDictModule(MLP(2, 1, num_cells=[4]), ["observation"], ["action"])
+    loss = MAGELoss(
+        actor,
+        [critic],
+        Problem().world_model,
+        bounds=(-1.0, 1.0),
+        num_qvalue_nets=1,
+        delay_qvalue=delay,
+        gradient_coeff=0.0,
+    )
+    parameters = list(loss.qvalue_network_params.parameters())
+    assert all(parameter.requires_grad for parameter in parameters)
+    torch.testing.assert_close([parameter.data[0] for parameter in parameters], weights)
+    if delay:
+        NetworkSoftUpdate(loss, ["qvalue_network"], tau=0.1)
+        targets = loss.target_qvalue_network_params.values(True, True)
+        online = loss.qvalue_network_params.values(True, True)
+        assert all(torch.equal(a, b) for a, b in zip(targets, online, strict=True))
+
+
 def test_reset_redraws_each_critic_as_it_was_drawn():
     """Xavier-uniform, each critic on its own, targets alike; a stacked fan is no fan."""
     observation_dim, action_dim, width = 2, 1, 64

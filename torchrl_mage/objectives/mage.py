@@ -196,6 +196,10 @@ class MAGELoss(TD3Loss):
                     f"separate_losses=True with a list of critics, {len(shared)} of whose "
                     "parameters are the actor's: pass a single critic, which is replicated."
                 )
+        only = None  # a list of one, which TorchRL would take for a constant
+        if isinstance(qvalue_network, list) and len(qvalue_network) == 1:
+            (qvalue_network,) = qvalue_network
+            only = TensorDict.from_module(qvalue_network).data.clone().unsqueeze(0)
         if action_spec is not None:
             action_spec = bounded_action_spec(action_spec, self.default_keys().action)
         super().__init__(
@@ -213,6 +217,9 @@ class MAGELoss(TD3Loss):
             reduction=reduction,
             deactivate_vmap=deactivate_vmap,
         )
+        for name in ("qvalue_network_params", "target_qvalue_network_params"):
+            if only is not None and name in self._modules:
+                self._modules[name].data.update_(only)
         check_bounds(self.min_action, self.max_action)
         for parameter in self.parameters():  # bounds given as floats are float32
             self.max_action = self.max_action.to(parameter.dtype)

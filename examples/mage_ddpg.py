@@ -1,0 +1,254 @@
+"""MAGE-DDPG on Pendulum's true dynamics (arXiv:2004.14309, Algorithm 1 and appendix B.1).
+
+One critic, no target noise, and the real, differentiable environment in place of a learned model:
+what error remains is not the model's. With ``loss.lmbda=0`` the critic is trained on its
+action-gradient alone, and collapses to one that does not depend on the action (Fig. 5).
+
+python examples/mage_ddpg.py                          # the full version
+python examples/mage_ddpg.py loss.lmbda=0             # the degenerate one
+python examples/mage_ddpg.py -m +experiment=collapse  # both, five seeds each
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
+from torch.nn.functional import smooth_l1_loss
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.modules import AdditiveGaussianModule
+
+from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
+from torchrl_mage.envs import get_task
+from torchrl_mage.modules import critic, deterministic_actor
+from torchrl_mage.trainers import (
+    Checkpointer,
+    CollectorState,
+    Counters,
+    DivergenceGuard,
+    RunFolder,
+    TrainingLoop,
+    choose_device,
+    chosen_folder,
+    clipped_step,
+    compiled,
+    evaluate,
+    open_logger,
+    open_run,
+    radam,
+    record_episode,
+    use_offscreen_rendering,
+)
+
+METRICS = (
+    "episode_return",
+    "loss_qvalue",
+    "loss_actor",
+    "td_error",
+    "action_gradient_error",
+    "action_gradient",
+    "pred_value",
+    "target_value",
+    "next_terminated",
+)
+RANGES = Path(__file__).parent / "config" / "ranges.yaml"
+
+OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
+
+
+@hydra.main(config_path="config", config_name="mage_ddpg", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """Trains an agent; returns the final evaluation return."""
+    hydra_cfg = HydraConfig.get()
+    settings, run_path = open_run(
+        hydra_cfg.runtime.output_dir,
+        OmegaConf.to_container(cfg, resolve=True),
+        schema=RANGES,
+        resume=cfg.resume,
+        overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
+    )
+    cfg = OmegaConf.create(settings)
+    device = choose_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+    if cfg.video:
+        use_offscreen_rendering()
+
+    # ---------------------------------------------------------------- environment and networks
+    task = get_task("Pendulum-v1")
+    env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
+    obs_dim = env.observation_spec["observation"].shape[-1]
+    action_dim = env.action_spec.shape[-1]
+
+    normalizer = Normalizer(obs_dim, device=device)
+
+    actor = deterministic_actor(obs_dim, env.action_spec, cfg.actor.num_cells, device=device)
+    critics = [critic(obs_dim, action_dim, cfg.critic.num_cells, device=device)]
+    world_model = TensorDictSequential(
+        OraclePendulum(),
+        normalizer.on(("next", "observation"), ("next", "normalized_observation")),
+    )
+
+    # ---------------------------------------------------------------- loss and optimisers
+    mage_loss = MAGELoss(
+        actor,
+        critics,
+        world_model,
+        action_spec=env.action_spec,
+        num_qvalue_nets=1,
+        policy_noise=0.0,
+        **cfg.loss,
+    )
+    mage_loss.make_value_estimator(gamma=cfg.discount)
+    critic_targets = NetworkSoftUpdate(mage_loss, ["qvalue_network"], tau=cfg.policy.tau)
+    actor_targets = NetworkSoftUpdate(mage_loss, ["actor_network"], tau=cfg.policy.tau)
+
+    critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
+    actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
+    critic_step = clipped_step(critic_optimizer, cfg.critic.grad_clip)
+    actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)
+
+    # One eager call on a real state: the loss checks that the world model fits the networks.
+    mage_loss.value_loss(normalizer(env.reset()))
+    in_graph = partial(compiled, enabled=cfg.compile, device=device)
+    value_loss, actor_loss = in_graph(mage_loss.value_loss), in_graph(mage_loss.actor_loss)
+
+    # ---------------------------------------------------------------- data
+    policy = TensorDictSequential(normalizer, actor)
+    noise = float(cfg.exploration_noise)
+    explorer = AdditiveGaussianModule(
+        env.action_spec, sigma_init=noise, sigma_end=noise, device=device
+    )
+    env.set_seed(cfg.seed)
+    collector = Collector(
+        env,
+        TensorDictSequential(policy, explorer),
+        frames_per_batch=1,
+        total_frames=cfg.total_steps,
+        auto_register_policy_transforms=False,
+        init_random_frames=cfg.warmup_steps,
+    )
+    buffer = ReplayBuffer(
+        storage=LazyTensorStorage(cfg.total_steps, device=device),
+        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
+    )
+
+    run = RunFolder(
+        run_path,
+        columns=METRICS,
+        total_steps=cfg.total_steps,
+        title=f"MAGE-DDPG {task.name} seed {cfg.seed}",
+        show=("episode_return", "loss_qvalue", "action_gradient"),
+        logger=open_logger(cfg.logger, run_path),
+    )
+
+    # ---------------------------------------------------------------- the updates of Algorithm 1
+    def update_critic(states: TensorDict) -> None:
+        loss, metadata = value_loss(states)
+        loss.backward()
+        critic_step()
+        critic_optimizer.zero_grad()
+        critic_targets.step()
+        run.add(loss_qvalue=loss, **metadata)
+        td_error = metadata["td_error"]
+        huber = smooth_l1_loss(td_error, torch.zeros_like(td_error))
+        guard.watch(states, loss_qvalue=loss, huber_td_error=huber)
+
+    def update_actor(states: TensorDict) -> None:
+        loss, _ = actor_loss(states)
+        loss.backward()
+        actor_step()
+        actor_optimizer.zero_grad()
+        actor_targets.step()
+        run.add(loss_actor=loss)
+        guard.watch(loss_actor=loss)
+
+    # ---------------------------------------------------------------- divergence
+    guard = DivergenceGuard(
+        {
+            "loss_qvalue": mage_loss.qvalue_network_params.parameters(),
+            "loss_actor": mage_loss.actor_network_params.parameters(),
+        },
+        limits={"huber_td_error": 100.0, "loss_actor": 1e5},  # the authors'
+    )
+    fresh_optimizers = [
+        (optimizer, deepcopy(optimizer.state_dict()))
+        for optimizer in (critic_optimizer, actor_optimizer)
+    ]
+
+    def reset_agent() -> None:
+        """A new actor and a new critic; the data and the statistics stay."""
+        mage_loss.reset_parameters_recursive()
+        for optimizer, state in fresh_optimizers:
+            optimizer.load_state_dict(deepcopy(state))
+
+    # ---------------------------------------------------------------- checkpoints
+    count = Counters()
+    checkpointer = Checkpointer(
+        run_path,
+        {
+            "loss": mage_loss,
+            "normalizer": normalizer,
+            "critic_optimizer": critic_optimizer,
+            "actor_optimizer": actor_optimizer,
+            "collector": CollectorState(collector),
+            "run": run,
+            "count": count,
+            "random": GlobalRNGState(),
+        },
+        buffer,
+    )
+    if checkpointer.restore_or_start():
+        run.say(f"resumed {run_path} at step {count.step}")
+
+    # ---------------------------------------------------------------- Algorithm 1
+    with TrainingLoop(
+        collector,
+        environment=task.name,
+        run=run,
+        checkpointer=checkpointer,
+        guard=guard,
+        count=count,
+        total_steps=cfg.total_steps,
+        log_interval=cfg.log_interval,
+        eval_interval=cfg.eval_interval,
+        checkpoint_interval=cfg.checkpoint_interval,
+        assess=lambda step: evaluate(
+            eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
+        ),
+        reset_agent=reset_agent if cfg.on_divergence == "reset_agent" else None,
+    ) as loop:
+        for step, transition in loop:
+            buffer.extend(transition)
+            normalizer.update(transition["observation"])
+            if step >= cfg.warmup_steps:
+                sample = normalizer(buffer.sample().select("observation"))
+                for states in sample.split(cfg.policy.batch_size):
+                    update_critic(states)
+                    update_actor(states)
+                    count.updates += 1
+
+    if cfg.video:
+        film_env = task.make_env(device=device, render_mode="rgb_array")
+        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
+    run.finished(
+        loop.evaluation,
+        {
+            "actor": actor.state_dict(),
+            "critic": mage_loss.qvalue_network_params.state_dict(),
+            "normalizer": normalizer.state_dict(),
+        },
+    )
+    return loop.evaluation.mean
+
+
+if __name__ == "__main__":
+    main()
