@@ -80,5 +80,21 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
 
 def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
-    with pytest.raises(SystemExit, match=r"no metrics.csv beside a config.yaml below \['runs'\]"):
+    with pytest.raises(
+        SystemExit,
+        match=r"no metrics.csv with .* below",
+    ):
         plot(monkeypatch, tmp_path, "runs")
+
+
+def test_another_column_may_be_drawn(monkeypatch, tmp_path):
+    for name, numbers in (("a", ["", "1", "2"]), ("b", ["", "3", "4"])):
+        write_run(tmp_path / "runs" / name, ord(name), [0, 0, 0])
+        table = tmp_path / "runs" / name / "metrics.csv"
+        header, *rows = table.read_text().splitlines()
+        rows = [f"{row},{number}" for row, number in zip(rows, numbers, strict=True)]
+        table.write_text("\n".join([f"{header},action_gradient", *rows, ""]))
+    drawn = plot(monkeypatch, tmp_path, "runs", "--metric", "action_gradient", "--smooth", "1")
+    assert [(row["step"], row["center"]) for row in drawn] == [("500", "2.0"), ("750", "3.0")]
+    with pytest.raises(SystemExit, match="no metrics.csv with a column 'nothing'"):
+        plot(monkeypatch, tmp_path, "runs", "--metric", "nothing")

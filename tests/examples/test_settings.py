@@ -168,7 +168,7 @@ def test_every_setting_has_a_range():
         for key, below in config.items():
             yield from [f"{key}.{k}" for k in leaves(below)] if isinstance(below, dict) else [key]
 
-    for script in ("mage_td3", "td3"):
+    for script in ("mage_td3", "td3", "mage_ddpg"):
         with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
             config = OmegaConf.to_container(compose(script))
         del config["env"]

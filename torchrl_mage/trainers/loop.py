@@ -91,9 +91,10 @@ class TrainingLoop:
             yield step, transition
             self._guard(step, transition)
             self._report(step, batch)
-            if step % self.checkpoint_interval == 0 or self._interruption.requested:
+            last = step == self.total_steps
+            if step % self.checkpoint_interval == 0 or last or self._interruption.requested:
                 self.checkpointer.save(step)
-            if self._interruption.requested and step < self.total_steps:
+            if self._interruption.requested and not last:
                 self.run.say(f"stopped at step {step}; continue with resume={self.run.path}")
                 sys.exit(EXIT_INTERRUPTED)
         # A run that is resumed at its end has no step left to evaluate after.

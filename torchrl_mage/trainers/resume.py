@@ -39,8 +39,9 @@ def open_run(
         path: the run's folder, see :func:`chosen_folder`.
         settings: what the user asked for, nested.
         schema: what they may be, see :func:`check_settings`.
-        resume: ``None`` starts a run; ``"auto"`` continues the newest unfinished one beside
-            ``path`` with these settings, or starts one; all else continues the one in ``path``.
+        resume: ``None`` starts a run; ``"auto"`` continues the one in ``path`` (a finished one has
+            no more to do), or the newest unfinished one beside it, if it has these settings, or
+            starts one; all else continues the one in ``path``.
         overridden: dotted keys that the user set: they must be those of the run to be continued,
             whatever the rest of ``settings`` is.
 
@@ -54,8 +55,12 @@ def open_run(
     """
     path = Path(path)
     check_settings(settings, schema)
-    if resume == "auto" and (found := newest_unfinished_run(path.parent, settings)):
-        return settings, found
+    if resume == "auto":
+        known = checkpoints(path) and (path / CONFIG).exists()
+        if known and not differing_keys(_read(path), settings):
+            return settings, path
+        if found := newest_unfinished_run(path.parent, settings):
+            return settings, found
     if resume in (None, "auto"):
         if checkpoints(path):
             raise CheckpointError(
