@@ -2,6 +2,7 @@
 
 python examples/plot.py runs/mage_td3              # all runs below, to learning_curves.png and .csv
 python examples/plot.py runs --median --smooth 5 --out figure
+python examples/plot.py runs --table               # maximum average returns, as the paper's Table 1
 
 Runs that differ in nothing but the seed are one curve: the mean (or median) and its bootstrapped
 95 % confidence interval over the seeds, smoothed by a uniform window as in the paper (appendix
@@ -88,6 +89,26 @@ def group(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
+def aligned(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that all runs have, ``[steps]``, and their values there, ``[runs, steps]``."""
+    common = set.intersection(*(set(run.steps.tolist()) for run in runs))
+    steps = np.array(sorted(common))
+    return steps, np.stack([run.values[np.isin(run.steps, steps)] for run in runs])
+
+
+def maximum_average(groups: dict[tuple[str, str], list[Run]]) -> list[str]:
+    """Table 1 (appendix B.5) as Markdown, unsmoothed; population standard deviations."""
+    lines = ["| task | setting | runs | step | maximum average | best of each |", "|---" * 6 + "|"]
+    for (task, label), runs in groups.items():
+        steps, values = aligned(runs)
+        top = values.mean(0).argmax()
+        numbers = [f"{x.mean():.2f} +- {x.std():.2f}" for x in (values[:, top], values.max(1))]
+        lines.append(
+            " | ".join([f"| {task}", label, f"{len(runs)}", f"{steps[top]}", *numbers]) + " |"
+        )
+    return lines
+
+
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Centred uniform window along the last axis, truncated at the ends."""
     half = window // 2
@@ -118,17 +139,25 @@ def main() -> None:
     parser.add_argument(
         "--metric", default="eval_return_mean", help="column of metrics.csv (default: the return)"
     )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print maximum average returns instead: mean +- standard deviation over runs at the "
+        "evaluation step with the highest mean, and of each run's own best",
+    )
     parser.add_argument("--out", type=Path, default=Path("learning_curves"), help="files' stem")
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
     center = np.median if args.median else np.mean
+    groups = group(read_runs(args.folders, args.metric))
+    if args.table:
+        print("\n".join(maximum_average(groups)))
+        return
 
     table: list[tuple[Any, ...]] = []
-    for (task, label), runs in group(read_runs(args.folders, args.metric)).items():
-        common = set.intersection(*(set(run.steps.tolist()) for run in runs))
-        steps = np.array(sorted(common))
-        raw = np.stack([run.values[np.isin(run.steps, steps)] for run in runs])
+    for (task, label), runs in groups.items():
+        steps, raw = aligned(runs)
         values = smooth(raw, args.smooth)
         low, high = bootstrap(values, center)
         rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)

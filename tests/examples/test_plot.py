@@ -98,3 +98,16 @@ def test_another_column_may_be_drawn(monkeypatch, tmp_path):
     assert [(row["step"], row["center"]) for row in drawn] == [("500", "2.0"), ("750", "3.0")]
     with pytest.raises(SystemExit, match="no metrics.csv with a column 'nothing'"):
         plot(monkeypatch, tmp_path, "runs", "--metric", "nothing")
+
+
+def test_table_of_maximum_average_returns(monkeypatch, tmp_path, capsys):
+    write_run(tmp_path / "runs/a", 0, [0, 10, 20])
+    write_run(tmp_path / "runs/b", 1, [50, 20, 30])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "runs", "--table"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    row = capsys.readouterr().out.splitlines()[-1]
+    # Means 25, 15, 25: the first; each run's best: 20 and 50.
+    assert row == (
+        "| Pendulum-v1 | all settings equal | 2 | 250 | 25.00 +- 25.00 | 35.00 +- 15.00 |"
+    )

@@ -1,0 +1,84 @@
+"""The paper's experiments by name: each composes, and each run of its sweep has valid settings."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from examples.test_mage_td3 import TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from torchrl_mage.trainers import check_settings
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNS = {  # as the paper has them: tasks, settings, seeds
+    ("mage_td3", "returns"): 7 * 5,
+    ("td3", "returns"): 7 * 5,
+    ("mage_td3", "reward"): 7 * 2 * 2 * 5,
+    ("mage_td3", "lmbda"): 4 * 5,
+    ("mage_td3", "capacity"): 3 * 2 * 5,
+    ("mage_td3", "asymptotic"): 5,
+    ("td3", "asymptotic"): 5,
+    ("mage_ddpg", "collapse"): 2 * 5,
+    ("gradient_error", "gradients"): 2 * 5,
+}
+
+
+def composed(script, *overrides):
+    with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        return compose(script, list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(("script", "experiment"), RUNS)
+def test_every_run_of_a_sweep_has_valid_settings(script, experiment):
+    name = f"+experiment={experiment}"
+    params = composed(script, name).hydra.sweeper.params
+    sweep = [
+        [f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()
+    ]
+    runs = list(itertools.product(*sweep))
+    assert len(runs) == RUNS[script, experiment]
+    for overrides in [run for run in runs if "seed=0" in run]:
+        config = composed(script, name, *overrides)
+        OmegaConf.set_readonly(config, False)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        settings = OmegaConf.to_container(config, resolve=True)
+        check_settings(settings, EXAMPLES / "config" / "ranges.yaml")
+        assert settings["resume"] == "auto", "a rerun trains nothing twice"
+
+
+def test_capacity_is_the_papers():
+    """Appendix B.3, and its scaled version for Pendulum."""
+    for env, sizes in (
+        ("pusher", [(8, [512] * 4), (2, [256] * 4), (1, [256] * 2)]),
+        ("pendulum", [(8, [128] * 2), (2, [64] * 2), (1, [64])]),
+    ):
+        for capacity, size in zip(("full", "small", "smaller"), sizes, strict=True):
+            overrides = ["+experiment=capacity", f"+capacity={capacity}", f"env={env}"]
+            model = composed("mage_td3", *overrides).world_model
+            assert (model.ensemble_size, list(model.num_cells)) == size
+
+
+def test_a_sweep_runs_and_plots(tmp_path):
+    left_out = ("world_model", "log_interval", "actor", "critic")  # a folder's name has 255 letters
+    tiny = [override for override in TINY if not override.startswith(left_out)]
+    command = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "+experiment=capacity"]
+    command += [
+        *tiny,
+        "env=pendulum",
+        "seed=0",
+        "loss.gradient_coeff=1",
+        "world_model.fit_batches=1",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    plot = [sys.executable, str(EXAMPLES / "plot.py"), "runs/capacity"]
+    subprocess.run(plot, cwd=tmp_path, check=True, capture_output=True)
+    table = (tmp_path / "learning_curves.csv").read_text()
+    assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
+    for size in ("ensemble_size=8", "ensemble_size=2", "ensemble_size=1"):
+        assert size in table
