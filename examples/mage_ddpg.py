@@ -23,9 +23,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.nn.functional import smooth_l1_loss
 from torchrl.checkpoint import GlobalRNGState
-from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.modules import AdditiveGaussianModule
 
 from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
 from torchrl_mage.envs import get_task
@@ -42,6 +40,7 @@ from torchrl_mage.trainers import (
     clipped_step,
     compiled,
     evaluate,
+    exploring_collector,
     open_logger,
     open_run,
     radam,
@@ -123,18 +122,13 @@ def main(cfg: DictConfig) -> float:
 
     # ---------------------------------------------------------------- data
     policy = TensorDictSequential(normalizer, actor)
-    noise = float(cfg.exploration_noise)
-    explorer = AdditiveGaussianModule(
-        env.action_spec, sigma_init=noise, sigma_end=noise, device=device
-    )
-    env.set_seed(cfg.seed)
-    collector = Collector(
+    collector = exploring_collector(
         env,
-        TensorDictSequential(policy, explorer),
-        frames_per_batch=1,
-        total_frames=cfg.total_steps,
-        auto_register_policy_transforms=False,
-        init_random_frames=cfg.warmup_steps,
+        policy,
+        noise=cfg.exploration_noise,
+        random_steps=cfg.warmup_steps,
+        total_steps=cfg.total_steps,
+        seed=cfg.seed,
     )
     buffer = ReplayBuffer(
         storage=LazyTensorStorage(cfg.total_steps, device=device),

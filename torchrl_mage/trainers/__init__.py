@@ -1,6 +1,7 @@
 """What every script needs and no paper describes."""
 
 from torchrl_mage.trainers.checkpoint import Checkpointer, CheckpointError, checkpoints
+from torchrl_mage.trainers.collection import exploring_collector
 from torchrl_mage.trainers.collector_state import CollectorState
 from torchrl_mage.trainers.compilation import compiled
 from torchrl_mage.trainers.counters import Counters
@@ -43,6 +44,7 @@ __all__ = [
     "clipped_step",
     "compiled",
     "evaluate",
+    "exploring_collector",
     "member_minibatches",
     "open_logger",
     "open_run",
