@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +96,43 @@ def test_sigterm_checkpoints_at_once_and_resume_is_exact(tmp_path, task):
     again = finished(start(f"resume={path}", cwd=tmp_path))  # at its end: nothing but the result
     assert again.strip().splitlines()[-1].startswith("final evaluation return: ")
     assert_same(path, outcome(tmp_path / "whole"))
+
+
+SMALL = ["compile=false", "warmup_steps=20", "actor.num_cells=[8]", "critic.num_cells=[8]"]
+SMALL += ["policy.batch_size=8", "eval_episodes=1"]
+MODEL = ["world_model.num_cells=[8]", "world_model.fit_batches=2", "policy.updates_per_step=2"]
+OTHERS = {
+    "td3": [*SMALL, "total_steps=3000", "eval_interval=1500"],
+    "mage_ddpg": [*SMALL, "total_steps=120", "eval_interval=60", "policy.updates_per_step=2"],
+    "gradient_error": [*SMALL, *MODEL, "total_steps=120", "horizon=20", "trajectories=3"],
+    "mage_td3": [*SMALL, *MODEL, "total_steps=120", "reward=learned", "termination=learned"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mage_ddpg",
+        "mage_td3",
+        pytest.param("td3", marks=pytest.mark.slow),
+        pytest.param("gradient_error", marks=pytest.mark.slow),
+    ],
+)
+def test_the_other_scripts_go_on_exactly_too(tmp_path, name):
+    script, settings = SCRIPT.with_name(f"{name}.py"), OTHERS[name]
+    whole, path = tmp_path / "whole", tmp_path / "stopped"
+    out = finished(start(f"hydra.run.dir={whole}", *settings, cwd=tmp_path, script=script))
+    assert out.strip().splitlines()[-1].startswith("final evaluation return: ")
+    reference = outcome(whole)
+    assert all(math.isfinite(float(value)) for value in reference[0][-1].values() if value)
+    process = start(f"hydra.run.dir={path}", *settings, cwd=tmp_path, script=script)
+    while not re.search(r" [1-9]\d*/(3000|120) ", line := process.stdout.readline()):
+        assert line, "ended before its first step"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, out
+    assert "resumed" in finished(start(f"resume={path}", cwd=tmp_path, script=script))
+    assert_same(path, reference)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -1,7 +1,7 @@
 """Tasks with known rewards, and environments made of world models."""
 
 from torchrl_mage.envs.cartpole import ContinuousCartPoleEnv
-from torchrl_mage.envs.checked import EnvironmentFault
+from torchrl_mage.envs.checked import CheckedEnv, EnvironmentFault
 from torchrl_mage.envs.model_based import ModelBasedEnv
 from torchrl_mage.envs.mujoco import ForwardVelocity
 from torchrl_mage.envs.pendulum import OraclePendulum
@@ -14,6 +14,7 @@ from torchrl_mage.envs.tasks import (
 )
 
 __all__ = [
+    "CheckedEnv",
     "ContinuousCartPoleEnv",
     "EnvironmentFault",
     "ForwardVelocity",

@@ -55,12 +55,14 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The transition, its observation in float32."""
-        observation, reward, terminated, truncated, info = self._call(
-            "step", lambda: self.env.step(action)
-        )
+        out = self._call("step", lambda: self.env.step(action))
+        if len(out) != 5:
+            self._fault(f"{len(out)} values from its step; gymnasium's interface has 5")
+        observation, reward, terminated, truncated, info = out
         if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "bif":
             self._fault(f"the reward {reward!r}; it must be one number")
-        return self._checked(observation), float(reward), bool(terminated), bool(truncated), info
+        paid = float(np.asarray(reward).reshape(()))
+        return self._checked(observation), paid, bool(terminated), bool(truncated), info
 
     def _call(self, what: str, function: Callable[[], Any]) -> Any:
         try:
