@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,20 +62,18 @@ def test_capacity_is_the_papers():
             assert (model.ensemble_size, list(model.num_cells)) == size
 
 
-def test_a_sweep_runs_and_plots(tmp_path):
+def test_a_sweep_runs_and_plots(tmp_path, launch):
     left_out = ("world_model", "log_interval", "actor", "critic")  # a folder's name has 255 letters
     tiny = [override for override in TINY if not override.startswith(left_out)]
-    command = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "+experiment=capacity"]
-    command += [
+    overrides = [
         *tiny,
         "env=pendulum",
         "seed=0",
         "loss.gradient_coeff=1",
         "world_model.fit_batches=1",
     ]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    plot = [sys.executable, str(EXAMPLES / "plot.py"), "runs/capacity"]
-    subprocess.run(plot, cwd=tmp_path, check=True, capture_output=True)
+    launch("mage_td3", "-m", "+experiment=capacity", *overrides, cwd=tmp_path)
+    launch("plot", "runs/capacity", cwd=tmp_path)
     table = (tmp_path / "learning_curves.csv").read_text()
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
     for size in ("ensemble_size=8", "ensemble_size=2", "ensemble_size=1"):

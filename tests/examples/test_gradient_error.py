@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from examples.test_resume import outcome
 
-from examples.test_resume import finished, outcome, start
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "gradient_error.py"
 TINY = [
     "compile=false",
     "total_steps=60",
@@ -22,12 +19,12 @@ TINY = [
 ]
 
 
-def test_a_row_every_ten_steps(tmp_path):
+def test_a_row_every_ten_steps(tmp_path, launch):
     outcomes = []
     for name, coeff in (("mage", 1), ("dyna", 0)):
         path = tmp_path / name
         coeff = f"loss.gradient_coeff={coeff}"
-        finished(start(f"hydra.run.dir={path}", *TINY, coeff, cwd=tmp_path, script=SCRIPT))
+        launch("gradient_error", f"hydra.run.dir={path}", *TINY, coeff, cwd=tmp_path)
         outcomes.append(outcome(path))
     mage, dyna = outcomes
     assert [row["step"] for row in mage[0]] == [str(step) for step in range(10, 61, 10)]

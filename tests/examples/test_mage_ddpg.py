@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
-from examples.test_resume import finished, outcome, start
+from examples.test_resume import outcome
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "mage_ddpg.py"
 TINY = [
     "compile=false",
     "total_steps=60",
@@ -22,12 +17,11 @@ TINY = [
 ]
 
 
-def test_a_run_repeats(tmp_path):
+def test_a_run_repeats(tmp_path, launch):
     outcomes = []
     for name in ("a", "b"):
-        path = tmp_path / name
-        finished(start(f"hydra.run.dir={path}", *TINY, cwd=tmp_path, script=SCRIPT))
-        outcomes.append(outcome(path))
+        launch("mage_ddpg", f"hydra.run.dir={tmp_path / name}", *TINY, cwd=tmp_path)
+        outcomes.append(outcome(tmp_path / name))
     assert outcomes[0][:2] == outcomes[1][:2]
     torch.testing.assert_close(outcomes[0][2], outcomes[1][2], rtol=0, atol=0)
     last = outcomes[0][0][-1]
@@ -36,15 +30,18 @@ def test_a_run_repeats(tmp_path):
     assert {tensor.shape[0] for key, tensor in critic.items() if "weight" in key} == {1}
 
 
-def test_collapse_sweeps_both_versions(tmp_path):
+def test_collapse_sweeps_both_versions_and_trains_nothing_twice(tmp_path, launch):
     """The sweep of Figure 5, cut short: a run for each lambda."""
-    command = [sys.executable, str(SCRIPT), "-m", "+experiment=collapse", "seed=0", *TINY]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.count("final evaluation return: ") == 2
+    command = ["mage_ddpg", "-m", "+experiment=collapse", "seed=0", *TINY]
+    result = launch(*command, cwd=tmp_path)
+    assert result.out.count("final evaluation return: ") == 2
     tables = sorted((tmp_path / "runs" / "collapse").rglob("metrics.csv"))
     assert len(tables) == 2
-    written = [table.stat().st_mtime_ns for table in tables[0].parent.glob("checkpoints/*")]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert again.stdout.count("resumed") == again.stdout.count("final evaluation return: ") == 2
-    after = [table.stat().st_mtime_ns for table in tables[0].parent.glob("checkpoints/*")]
-    assert after == written, "nothing was trained twice"
+
+    def written():
+        return [file.stat().st_mtime_ns for file in tables[0].parent.glob("checkpoints/*")]
+
+    before = written()
+    again = launch(*command, cwd=tmp_path)
+    assert again.out.count("resumed") == again.out.count("final evaluation return: ") == 2
+    assert written() == before
