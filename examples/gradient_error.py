@@ -88,6 +88,8 @@ def main(cfg: DictConfig) -> float:
     cfg = OmegaConf.create(settings)
     device = choose_device(cfg.device)
     torch.manual_seed(cfg.seed)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
 
     # ---------------------------------------------------------------- environment and networks
     task = get_task("Pendulum-v1")

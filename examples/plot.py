@@ -23,7 +23,16 @@ import yaml
 from matplotlib.figure import Figure
 
 # What a run is not told apart by.
-IGNORED = ("seed", "resume", "logger", "video", "device", "compile", "checkpoint_interval")
+IGNORED = (
+    "seed",
+    "resume",
+    "logger",
+    "video",
+    "device",
+    "threads",
+    "compile",
+    "checkpoint_interval",
+)
 COLUMNS = ("task", "setting", "step", "runs", "center", "low", "high", "raw")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,14 @@ def test_a_sweep_runs_and_plots(tmp_path, launch):
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
     for size in ("ensemble_size=8", "ensemble_size=2", "ensemble_size=1"):
         assert size in table
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_and_one_that_fails(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "hydra/launcher=joblib"]
+    script += ["hydra.launcher.n_jobs=2", "hydra.sweep.subdir=${seed}", "threads=1", "seed=0,-1,1"]
+    result = subprocess.run([*script, *TINY], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "seed = -1: must be an integer, at least 0" in result.stderr
+    assert result.stdout.count("final evaluation return: ") == 2

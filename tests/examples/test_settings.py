@@ -48,6 +48,7 @@ booleans = ([True, False], [2, "maybe", "null"])
 POOLS = {
     "env": (["pendulum", "cartpole"], []),
     "seed": ([0, 1, 4294967295], [-1, 0.5, 4294967296, "null"]),
+    "threads": ([1, 2], [0, -1, 1.5, "x"]),
     "total_steps": ([1, 5, 13], [0, -1, 1e3, "x"]),
     "warmup_steps": ([0, 1, 5, 12, 40], [-1, 0.5, "null"]),
     "eval_interval": counts,
