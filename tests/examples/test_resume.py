@@ -37,7 +37,7 @@ def begin(path, *overrides):
 
 
 def finished(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     return out
 
@@ -105,6 +105,7 @@ OTHERS = {
     "mage_ddpg": [*SMALL, "total_steps=120", "eval_interval=60", "policy.updates_per_step=2"],
     "gradient_error": [*SMALL, *MODEL, "total_steps=120", "horizon=20", "trajectories=3"],
     "mage_td3": [*SMALL, *MODEL, "total_steps=120", "reward=learned", "termination=learned"],
+    "mage_td3 compiled": [*SMALL, *MODEL, "total_steps=120", "compile=true"],
 }
 
 
@@ -113,12 +114,13 @@ OTHERS = {
     [
         "mage_td3",
         pytest.param("mage_ddpg", marks=pytest.mark.slow),
+        pytest.param("mage_td3 compiled", marks=pytest.mark.slow),
         pytest.param("td3", marks=pytest.mark.slow),
         pytest.param("gradient_error", marks=pytest.mark.slow),
     ],
 )
 def test_the_other_scripts_go_on_exactly_too(tmp_path, name):
-    script, settings = SCRIPT.with_name(f"{name}.py"), OTHERS[name]
+    script, settings = SCRIPT.with_name(f"{name.split()[0]}.py"), OTHERS[name]
     whole, path = tmp_path / "whole", tmp_path / "stopped"
     out = finished(start(f"hydra.run.dir={whole}", *settings, cwd=tmp_path, script=script))
     assert out.strip().splitlines()[-1].startswith("final evaluation return: ")
@@ -128,7 +130,7 @@ def test_the_other_scripts_go_on_exactly_too(tmp_path, name):
     while not re.search(r" [1-9]\d*/(3000|120) ", line := process.stdout.readline()):
         assert line, "ended before its first step"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_INTERRUPTED, out
     assert "resumed" in finished(start(f"resume={path}", cwd=tmp_path, script=script))
     assert_same(path, reference)
