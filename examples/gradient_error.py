@@ -222,6 +222,7 @@ def main(cfg: DictConfig) -> float:
         },
         limits={"huber_td_error": 100.0},  # the authors'
     )
+
     # ---------------------------------------------------------------- checkpoints
     count = Counters()
     checkpointer = Checkpointer(

@@ -11,7 +11,6 @@ python examples/mage_ddpg.py -m +experiment=collapse  # both, five seeds each
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from torchrl_mage.trainers import (
     open_run,
     radam,
     record_episode,
+    resetter,
     use_offscreen_rendering,
 )
 
@@ -175,16 +175,12 @@ def main(cfg: DictConfig) -> float:
         },
         limits={"huber_td_error": 100.0, "loss_actor": 1e5},  # the authors'
     )
-    fresh_optimizers = [
-        (optimizer, deepcopy(optimizer.state_dict()))
-        for optimizer in (critic_optimizer, actor_optimizer)
-    ]
+    reset_optimizers = resetter(critic_optimizer, actor_optimizer)
 
     def reset_agent() -> None:
         """A new actor and a new critic; the data and the statistics stay."""
         mage_loss.reset_parameters_recursive()
-        for optimizer, state in fresh_optimizers:
-            optimizer.load_state_dict(deepcopy(state))
+        reset_optimizers()
 
     # ---------------------------------------------------------------- checkpoints
     count = Counters()

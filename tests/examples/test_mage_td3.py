@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 import time
@@ -41,17 +40,15 @@ TINY = [
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs the script in this process; returns what it printed."""
+def run(launch, capfd):
+    """Runs the script with tiny networks; returns what it printed."""
 
     def call(path, *overrides, refused=False):
-        monkeypatch.chdir(path.parent)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), f"hydra.run.dir={path}", *TINY, *overrides])
-        if refused:  # hydra turns what the script raises into an exit
-            with pytest.raises(SystemExit):
-                runpy.run_path(str(SCRIPT), run_name="__main__")
-        else:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+        arguments = ["mage_td3", f"hydra.run.dir={path}", *TINY, *overrides]
+        if not refused:
+            return launch(*arguments, cwd=path.parent)
+        with pytest.raises(SystemExit):  # hydra turns what the script raises into an exit
+            launch(*arguments, cwd=path.parent)
         return capfd.readouterr()
 
     return call

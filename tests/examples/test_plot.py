@@ -80,10 +80,8 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
 
 def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
-    with pytest.raises(
-        SystemExit,
-        match=r"no metrics.csv with .* below",
-    ):
+    message = r"no metrics.csv with a column 'eval_return_mean' .* below \['runs'\]"
+    with pytest.raises(SystemExit, match=message):
         plot(monkeypatch, tmp_path, "runs")
 
 

@@ -68,9 +68,9 @@ class CheckedEnv(gymnasium.Wrapper):
         try:
             with time_limit(self._timeout, f"{self._name} has not ended its {what}"):
                 return function()
+        except EnvironmentFault:
+            raise
         except Exception as error:
-            if isinstance(error, EnvironmentFault):
-                raise
             raise EnvironmentFault(
                 f"{self._name} raised {type(error).__name__} in its {what}: {error}"
             ) from error

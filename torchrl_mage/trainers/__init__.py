@@ -14,7 +14,7 @@ from torchrl_mage.trainers.logger import open_logger
 from torchrl_mage.trainers.loop import TRANSITION, TrainingLoop
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.minibatches import member_minibatches
-from torchrl_mage.trainers.optimization import clipped_step, radam
+from torchrl_mage.trainers.optimization import clipped_step, radam, resetter
 from torchrl_mage.trainers.resume import chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
 from torchrl_mage.trainers.settings import SettingsError, check_settings, choose_device
@@ -50,5 +50,6 @@ __all__ = [
     "open_run",
     "radam",
     "record_episode",
+    "resetter",
     "use_offscreen_rendering",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -38,6 +39,31 @@ def radam(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.RA
     }
     optimizer.load_state_dict(state)
     return optimizer
+
+
+def resetter(*optimizers: torch.optim.Optimizer) -> Callable[[], None]:
+    """A function that takes the optimisers back to the state that they are in now.
+
+    Args:
+        *optimizers: of parameters that somebody else resets.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> optimizer = radam([weight], lr=0.1)
+        >>> reset = resetter(optimizer)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> reset()
+        >>> optimizer.state[weight]["step"].item()
+        0.0
+    """
+    states = [deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+
+    def reset() -> None:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(deepcopy(state))
+
+    return reset
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, clip_value: float) -> Callable[[], None]:

@@ -131,7 +131,7 @@ class RunFolder:
     def finished(self, evaluation: Evaluation, networks: dict[str, Any]) -> None:
         """Saves the final networks, whose file marks the run's end, and prints the last line."""
         torch.save(networks, self.path / NETWORKS)
-        print(f"final evaluation return: {evaluation}")  # noqa: T201
+        self.say(f"final evaluation return: {evaluation}")
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, the running means and the time so far."""
