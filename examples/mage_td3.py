@@ -314,8 +314,9 @@ def main(cfg: DictConfig) -> float:
             buffer.extend(transition)
             normalizer.update(transition["observation"])
             if step % cfg.world_model.fit_interval == 0:
-                fit_model(buffer[:].select(*model_loss.in_keys))
-                fit_heads(buffer[:])
+                data = buffer[:]
+                fit_model(data.select(*model_loss.in_keys))
+                fit_heads(data)
             if step >= cfg.warmup_steps:
                 sample = normalizer(buffer.sample().select("observation"))
                 for states in sample.split(cfg.policy.batch_size):
