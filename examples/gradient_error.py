@@ -43,7 +43,6 @@ from torchrl_mage.trainers import (
     Evaluation,
     RunFolder,
     TrainingLoop,
-    choose_device,
     chosen_folder,
     clipped_step,
     compiled,
@@ -53,6 +52,7 @@ from torchrl_mage.trainers import (
     open_logger,
     open_run,
     radam,
+    set_up_torch,
 )
 
 METRICS = (
@@ -86,10 +86,9 @@ def main(cfg: DictConfig) -> float:
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
     cfg = OmegaConf.create(settings)
-    device = choose_device(cfg.device)
-    torch.manual_seed(cfg.seed)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    device = set_up_torch(
+        cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
+    )
 
     # ---------------------------------------------------------------- environment and networks
     task = get_task("Pendulum-v1")

@@ -34,7 +34,6 @@ from torchrl_mage.trainers import (
     DivergenceGuard,
     RunFolder,
     TrainingLoop,
-    choose_device,
     chosen_folder,
     clipped_step,
     compiled,
@@ -45,6 +44,7 @@ from torchrl_mage.trainers import (
     radam,
     record_episode,
     resetter,
+    set_up_torch,
     use_offscreen_rendering,
 )
 
@@ -76,10 +76,9 @@ def main(cfg: DictConfig) -> float:
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
     cfg = OmegaConf.create(settings)
-    device = choose_device(cfg.device)
-    torch.manual_seed(cfg.seed)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    device = set_up_torch(
+        cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
+    )
     if cfg.video:
         use_offscreen_rendering()
 

@@ -30,6 +30,7 @@ from torchrl_mage import (
     RewardModel,
     TerminationModel,
 )
+from torchrl_mage.diagnostics import model_diagnostics
 from torchrl_mage.envs import get_task
 from torchrl_mage.modules import critic, deterministic_actor
 from torchrl_mage.trainers import (
@@ -37,10 +38,10 @@ from torchrl_mage.trainers import (
     CollectorState,
     Counters,
     DivergenceGuard,
+    Evaluation,
     RunFolder,
     SettingsError,
     TrainingLoop,
-    choose_device,
     chosen_folder,
     clipped_step,
     compiled,
@@ -52,6 +53,7 @@ from torchrl_mage.trainers import (
     radam,
     record_episode,
     resetter,
+    set_up_torch,
     use_offscreen_rendering,
 )
 
@@ -68,6 +70,13 @@ METRICS = (
     "pred_value",
     "target_value",
     "next_terminated",
+    "reward_path",  # of the target's action-gradient, Eq. 13
+    "next_state_path",
+    "next_action_path",
+    "model_within_1_sigma",
+    "model_within_2_sigma",
+    "model_disagreement",
+    "model_open_loop_error",
 )
 RANGES = Path(__file__).parent / "config" / "ranges.yaml"
 
@@ -86,10 +95,9 @@ def main(cfg: DictConfig) -> float:
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
     cfg = OmegaConf.create(settings)
-    device = choose_device(cfg.device)
-    torch.manual_seed(cfg.seed)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    device = set_up_torch(
+        cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
+    )
     if cfg.video:
         use_offscreen_rendering()
 
@@ -187,7 +195,11 @@ def main(cfg: DictConfig) -> float:
 
     run = RunFolder(
         run_path,
-        columns=[*METRICS, *(f"loss_{name}" for name in heads)],
+        columns=[
+            *METRICS,
+            *(f"model_nll_{member}" for member in range(cfg.world_model.ensemble_size)),
+            *(f"loss_{name}" for name in heads),
+        ],
         total_steps=cfg.total_steps,
         title=f"MAGE-TD3 {task.name} seed {cfg.seed}",
         show=("episode_return", "loss_world_model", "loss_qvalue", "loss_actor"),
@@ -253,6 +265,21 @@ def main(cfg: DictConfig) -> float:
         run.add(loss_actor=loss)
         guard.watch(loss_actor=loss)
 
+    # ---------------------------------------------------------------- evaluation
+    def assess(step: int) -> Evaluation:
+        """Runs the deterministic policy, and what model and target make of where it went."""
+        evaluation = evaluate(eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step)
+        found = model_diagnostics(dynamics, evaluation.episodes)
+        nll = found.pop("model_nll")
+        run.add(**found, **{f"model_nll_{member}": value for member, value in enumerate(nll)})
+        visited = torch.cat([episode.select("observation") for episode in evaluation.episodes])
+        states = normalizer(visited[:: -(-len(visited) // cfg.policy.batch_size)])
+        gpu = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(gpu):  # training draws the same with and without it
+            paths = mage_loss.target_gradient_paths(states)
+        run.add(**{name: path.norm(dim=-1) for name, path in paths.items()})
+        return evaluation
+
     # ---------------------------------------------------------------- divergence
     guard = DivergenceGuard(
         {
@@ -305,9 +332,7 @@ def main(cfg: DictConfig) -> float:
         log_interval=cfg.log_interval,
         eval_interval=cfg.eval_interval,
         checkpoint_interval=cfg.checkpoint_interval,
-        assess=lambda step: evaluate(
-            eval_env, policy, episodes=cfg.eval_episodes, seed=cfg.seed + step
-        ),
+        assess=assess,
         reset_agent=reset_agent if cfg.on_divergence == "reset_agent" else None,
     ) as loop:
         for step, transition in loop:

@@ -2,7 +2,9 @@
 
 python examples/plot.py runs/mage_td3              # all runs below, to learning_curves.png and .csv
 python examples/plot.py runs --median --smooth 5 --out figure
+python examples/plot.py runs --metric "model_*"    # how well the model foresees
 python examples/plot.py runs --table               # maximum average returns, as the paper's Table 1
+python examples/plot.py runs --aggregate           # over tasks: IQM and performance profiles
 
 Runs that differ in nothing but the seed are one curve: the mean (or median) and its bootstrapped
 95 % confidence interval over the seeds, smoothed by a uniform window as in the paper (appendix
@@ -15,6 +17,7 @@ import argparse
 import csv
 from collections import defaultdict
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,14 @@ IGNORED = (
     "compile",
     "checkpoint_interval",
 )
-COLUMNS = ("task", "setting", "step", "runs", "center", "low", "high", "raw")
+COLUMNS = ("metric", "task", "setting", "step", "runs", "center", "low", "high", "raw")
 
 
 @dataclass
 class Run:
-    """One run's settings, flattened to dotted keys, and a column of its ``metrics.csv``."""
+    """One run's script, settings (flattened to dotted keys) and a column of its ``metrics.csv``."""
 
+    script: str
     settings: dict[str, Any]
     steps: np.ndarray
     values: np.ndarray
@@ -48,6 +52,22 @@ class Run:
     def task(self) -> str:
         """The environment's name."""
         return self.settings["env.name"]
+
+
+def matching(folders: list[Path], patterns: list[str]) -> list[str]:
+    """The columns of the runs' ``metrics.csv`` that fit a pattern, in the files' order."""
+    columns: dict[str, None] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("metrics.csv")):
+            with file.open() as lines:
+                columns |= dict.fromkeys(next(csv.reader(lines)))
+    found = [name for pattern in patterns for name in columns if fnmatch(name, pattern)]
+    if not found:
+        raise SystemExit(
+            f"no metrics.csv below {[str(f) for f in folders]} has a column {patterns}; their "
+            f"columns are {list(columns)}."
+        )
+    return list(dict.fromkeys(found))
 
 
 def read_runs(folders: list[Path], metric: str) -> list[Run]:
@@ -59,8 +79,11 @@ def read_runs(folders: list[Path], metric: str) -> list[Run]:
         config = file.with_name("config.yaml")
         if not rows or not config.exists():
             continue
+        hydra = file.parent / "hydra" / "hydra.yaml"
+        script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
         runs.append(
             Run(
+                script,
                 flatten(yaml.safe_load(config.read_text())),
                 np.array([int(row["step"]) for row in rows]),
                 np.array([float(row[metric]) for row in rows]),
@@ -84,16 +107,18 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def group(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by task and by the settings in which the runs of that task differ."""
+    """Runs by task, by script, and by the settings in which that script's runs of it differ."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    several = len({run.script for run in runs}) > 1
     for run in runs:
-        peers = [peer.settings for peer in runs if peer.task == run.task]
+        peers = [p.settings for p in runs if (p.task, p.script) == (run.task, run.script)]
         keys = [
             key
             for key in run.settings
             if key not in IGNORED and any(peer.get(key) != run.settings[key] for peer in peers)
         ]
-        label = ", ".join(f"{key}={run.settings[key]}" for key in keys)
+        differences = ", ".join(f"{key}={run.settings[key]}" for key in keys)
+        label = " ".join(filter(None, [run.script if several else "", differences]))
         groups[run.task, label or "all settings equal"].append(run)
     return groups
 
@@ -135,6 +160,84 @@ def bootstrap(
     return low, high
 
 
+def final_scores(groups: dict[tuple[str, str], list[Run]], window: int) -> dict[str, np.ndarray]:
+    """Each setting's scores at the last common step, ``[runs, tasks]``.
+
+    Smoothed, and scaled so that a task's lowest and highest evaluation of any run are 0 and 1. Of
+    runs more numerous on one task than on another, the first are taken.
+    """
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    ranges = {
+        task: np.concatenate(
+            [run.values for (of, _), runs in groups.items() if of == task for run in runs]
+        )
+        for task in tasks
+    }
+    scores = {}
+    for label in dict.fromkeys(label for _, label in groups):
+        if not all((task, label) in groups for task in tasks):
+            raise SystemExit(f"setting {label!r} was not run on every one of {tasks}.")
+        count = min(len(groups[task, label]) for task in tasks)
+        columns = []
+        for task in tasks:
+            low, high = ranges[task].min(), ranges[task].max()
+            final = smooth(aligned(groups[task, label])[1], window)[:count, -1]
+            columns.append((final - low) / max(high - low, np.finfo(float).tiny))
+        scores[label] = np.stack(columns, 1)
+    return scores
+
+
+def draw_aggregates(scores: dict[str, np.ndarray]) -> tuple[Figure, list[tuple[Any, ...]]]:
+    """Aggregate metrics with stratified bootstrap intervals, and performance profiles.
+
+    By rliable (Agarwal et al., 2021, arXiv:2108.13264).
+    """
+    try:
+        from rliable import library, metrics, plot_utils
+    except ImportError as error:
+        raise SystemExit(
+            f'--aggregate needs rliable ({error}): pip install -e ".[aggregate]".'
+        ) from error
+    names = ("median", "IQM", "mean", "optimality gap")
+    functions = (
+        metrics.aggregate_median,
+        metrics.aggregate_iqm,
+        metrics.aggregate_mean,
+        metrics.aggregate_optimality_gap,
+    )
+    points, intervals = library.get_interval_estimates(
+        scores, lambda x: np.array([function(x) for function in functions]), reps=2000
+    )
+    thresholds = np.linspace(0, 1, 101)
+    profiles, bands = library.create_performance_profile(scores, thresholds, reps=2000)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    bars, curves = figure.subplots(1, 2)
+    positions = np.arange(len(names))
+    table: list[tuple[Any, ...]] = []
+    for turn, label in enumerate(scores):
+        low, high = intervals[label]
+        bars.errorbar(
+            positions + 0.15 * turn,
+            points[label],
+            yerr=[points[label] - low, high - points[label]],
+            fmt="o",
+            capsize=3,
+            label=label,
+        )
+        table += [(label, *row) for row in zip(names, points[label], low, high, strict=True)]
+    bars.set(xticks=positions, xticklabels=names, ylabel="normalised return")
+    bars.legend(fontsize="small")
+    plot_utils.plot_performance_profiles(
+        profiles,
+        thresholds,
+        performance_profile_cis=bands,
+        colors={label: f"C{turn}" for turn, label in enumerate(scores)},
+        xlabel="normalised return",
+        ax=curves,
+    )
+    return figure, table
+
+
 def main() -> None:
     """Reads, writes the table, and draws it."""
     parser = argparse.ArgumentParser(
@@ -146,7 +249,10 @@ def main() -> None:
         "--median", action="store_true", help="median over runs instead of the mean"
     )
     parser.add_argument(
-        "--metric", default="eval_return_mean", help="column of metrics.csv (default: the return)"
+        "--metric",
+        nargs="+",
+        default=["eval_return_mean"],
+        help="columns of metrics.csv, or patterns of them (default: the return)",
     )
     parser.add_argument(
         "--table",
@@ -154,47 +260,72 @@ def main() -> None:
         help="print maximum average returns instead: mean +- standard deviation over runs at the "
         "evaluation step with the highest mean, and of each run's own best",
     )
+    parser.add_argument(
+        "--aggregate",
+        action="store_true",
+        help="over tasks instead: IQM, median, mean, optimality gap and performance profiles of "
+        "the final returns, by rliable",
+    )
     parser.add_argument("--out", type=Path, default=Path("learning_curves"), help="files' stem")
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
     center = np.median if args.median else np.mean
-    groups = group(read_runs(args.folders, args.metric))
+    metrics = matching(args.folders, args.metric)
+    groups = {name: group(read_runs(args.folders, name)) for name in metrics}
     if args.table:
-        print("\n".join(maximum_average(groups)))
+        print("\n".join(maximum_average(groups[metrics[0]])))
         return
-
-    table: list[tuple[Any, ...]] = []
-    for (task, label), runs in groups.items():
-        steps, raw = aligned(runs)
-        values = smooth(raw, args.smooth)
-        low, high = bootstrap(values, center)
-        rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
-        table += [(task, label, step, len(runs), *numbers) for step, *numbers in rows]
+    if args.aggregate:
+        columns: tuple[str, ...] = ("setting", "metric", "value", "low", "high")
+        figure, table = draw_aggregates(final_scores(groups[metrics[0]], args.smooth))
+    else:
+        columns = COLUMNS
+        table = [
+            (name, *row) for name in metrics for row in curves(groups[name], args.smooth, center)
+        ]
+        which = "median" if args.median else "mean"
+        figure = draw(table, f"{which}, 95 % interval, window {args.smooth}")
     with args.out.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *table])
-    quantity = "return" if args.metric == "eval_return_mean" else args.metric.replace("_", " ")
-    what = f"{'median' if args.median else 'mean'} {quantity}, 95 % interval, window {args.smooth}"
-    draw(table, what).savefig(args.out.with_suffix(".png"), dpi=120)
+        csv.writer(file).writerows([columns, *table])
+    figure.savefig(args.out.with_suffix(".png"), dpi=120)
     print(f"wrote {args.out.with_suffix('.png')} and {args.out.with_suffix('.csv')}")
 
 
+def curves(
+    groups: dict[tuple[str, str], list[Run]], window: int, center: Any
+) -> list[tuple[Any, ...]]:
+    """The rows of the table, as :data:`COLUMNS` names them behind the metric."""
+    table: list[tuple[Any, ...]] = []
+    for (task, label), runs in groups.items():
+        steps, raw = aligned(runs)
+        values = smooth(raw, window)
+        low, high = bootstrap(values, center)
+        rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
+        table += [(task, label, step, len(runs), *numbers) for step, *numbers in rows]
+    return table
+
+
 def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
-    """One panel a task."""
-    tasks = list(dict.fromkeys(row[0] for row in table))
-    figure = Figure(figsize=(5 * len(tasks), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for axes, task in zip(panels, tasks, strict=True):
-        for label in dict.fromkeys(row[1] for row in table if row[0] == task):
-            rows = [row[2:] for row in table if row[:2] == (task, label)]
-            step, runs, middle, low, high, raw = map(np.array, zip(*rows, strict=True))
-            (line,) = axes.plot(step, middle, label=f"{label} ({runs[0]} runs)")
-            axes.plot(step, raw, color=line.get_color(), linewidth=0.6, alpha=0.6)
-            axes.fill_between(step, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.set(title=task, xlabel="environment steps")
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel(what)
+    """A row of panels for each metric, a column for each task."""
+    metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
+    figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics)), layout="constrained")
+    panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
+    for metric, panels_of_row in zip(metrics, panels, strict=True):
+        for task, axes in zip(tasks, panels_of_row, strict=True):
+            mine = [row[2:] for row in table if row[:2] == (metric, task)]
+            for label in dict.fromkeys(row[0] for row in mine):
+                columns = zip(*[row[1:] for row in mine if row[0] == label], strict=True)
+                step, runs, middle, low, high, raw = map(np.array, columns)
+                (line,) = axes.plot(step, middle, label=f"{label} ({runs[0]} runs)")
+                axes.plot(step, raw, color=line.get_color(), linewidth=0.6, alpha=0.6)
+                axes.fill_between(step, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.set(title=task, xlabel="environment steps")
+            axes.legend(fontsize="small")
+            axes.grid(alpha=0.3)
+        name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
+        panels_of_row[0].set_ylabel(name)
+    figure.suptitle(what, fontsize="small")
     return figure
 
 

@@ -31,7 +31,6 @@ from torchrl_mage.trainers import (
     DivergenceGuard,
     RunFolder,
     TrainingLoop,
-    choose_device,
     chosen_folder,
     compiled,
     evaluate,
@@ -40,6 +39,7 @@ from torchrl_mage.trainers import (
     open_run,
     record_episode,
     resetter,
+    set_up_torch,
     use_offscreen_rendering,
 )
 
@@ -68,10 +68,9 @@ def main(cfg: DictConfig) -> float:
         overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
     )
     cfg = OmegaConf.create(settings)
-    device = choose_device(cfg.device)
-    torch.manual_seed(cfg.seed)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    device = set_up_torch(
+        cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
+    )
     if cfg.video:
         use_offscreen_rendering()
 

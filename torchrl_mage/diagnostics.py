@@ -1,6 +1,8 @@
-"""How far a critic's action-gradient is from the truth, and what that costs the policy gradient."""
+"""How far a critic's action-gradient and a world model's predictions are from the truth."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -8,6 +10,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torchrl.envs.utils import step_mdp
+
+from torchrl_mage.functional import gaussian_nll, mixture_moments
+from torchrl_mage.modules import GaussianEnsembleWorldModel
 
 
 def policy_gradient_bound(
@@ -129,3 +134,82 @@ def oracle_gradient_error(
     discount = gamma ** torch.arange(horizon, dtype=slope.dtype, device=slope.device)
     discount = discount.reshape(-1, *(1,) * (slope.dim() - 1))
     return (true_slope - discount * slope).abs().sum(-1).sum(0) / horizon
+
+
+@torch.no_grad()
+def model_diagnostics(
+    model: GaussianEnsembleWorldModel, episodes: Sequence[TensorDictBase], *, horizon: int = 5
+) -> dict[str, Tensor]:
+    r"""How well a world model foresees episodes that it was not trained on.
+
+    Args:
+        model: the dynamics.
+        episodes: of the real environment, each of shape ``[T]`` with the model's ``in_keys`` and
+            ``out_keys``; their lengths may differ.
+        horizon: how many steps the model is let run open loop, on the real actions.
+
+    Returns:
+        - ``model_nll`` ``[E]``: each member's negative log-likelihood a dimension, in the unit of
+          ``loss_world_model`` (normalised differences, doubled, without constant);
+        - ``model_within_1_sigma`` and ``model_within_2_sigma``: the share of next observations
+          inside one and two standard deviations of the mixture's mean (0.683 and 0.954 where the
+          model is calibrated and Gaussian);
+        - ``model_disagreement``: root mean square deviation of the members' means from theirs,
+          normalised differences;
+        - ``model_open_loop_error`` ``[K]``: root mean square error after 1, 2 ... ``K`` steps of
+          the members' mean, from every ``horizon``-th state on, in standard deviations of the
+          observation; ``K`` is ``horizon``, or the longest episode's length.
+
+    Raises:
+        ValueError: there is no episode, or ``horizon`` is below 1.
+
+    Example:
+        >>> from torchrl_mage import get_task
+        >>> episode = get_task("Pendulum-v1").make_env().rollout(20)
+        >>> model = GaussianEnsembleWorldModel(3, 1, ensemble_size=4, num_cells=(8,))
+        >>> found = model_diagnostics(model, [episode])
+        >>> found["model_nll"].shape, found["model_open_loop_error"].shape
+        (torch.Size([4]), torch.Size([5]))
+    """
+    if not episodes or horizon < 1:
+        raise ValueError(
+            f"needs at least one episode and a horizon of at least 1, got {len(episodes)} and "
+            f"{horizon}."
+        )
+    keys = (*model.in_keys, *model.out_keys)
+    episodes = [episode.select(*keys) for episode in episodes]
+    observation, action, following = (torch.cat([e[key] for e in episodes]) for key in keys)
+    scale = model.difference_statistics.std
+    mean_EBD, var_EBD = model.predict(observation, action)
+    nll_EBD = gaussian_nll(
+        mean_EBD / scale, (var_EBD / scale.square()).log(), (following / scale).expand_as(mean_EBD)
+    )
+    mean_BD, var_BD = mixture_moments(mean_EBD, var_EBD)
+    deviation_BD = (following - mean_BD).abs() / var_BD.sqrt()
+    return {
+        "model_nll": nll_EBD.mean((1, 2)),
+        "model_within_1_sigma": (deviation_BD < 1).to(scale.dtype).mean(),
+        "model_within_2_sigma": (deviation_BD < 2).to(scale.dtype).mean(),
+        "model_disagreement": ((mean_EBD - mean_BD) / scale).square().mean().sqrt(),
+        "model_open_loop_error": _open_loop_error(model, episodes, horizon),
+    }
+
+
+def _open_loop_error(
+    model: GaussianEnsembleWorldModel, episodes: Sequence[TensorDictBase], horizon: int
+) -> Tensor:
+    """Error after 1, 2 ... steps, ``[K]``, over windows that the episode's end may cut short."""
+    windows = [window for episode in episodes for window in episode.split(horizon)]
+    windows.sort(key=len, reverse=True)
+    state = torch.stack([window[model.in_keys[0]][0] for window in windows])
+    errors = []
+    for t in range(len(windows[0])):
+        running = [window[t] for window in windows if len(window) > t]
+        action, truth = (
+            torch.stack([now[key] for now in running])
+            for key in (model.in_keys[1], model.out_keys[0])
+        )
+        state = model.predict(state[: len(running)], action)[0].mean(0)
+        error = (state - truth) / model.observation_statistics.std
+        errors.append(error.square().mean().sqrt())
+    return torch.stack(errors)

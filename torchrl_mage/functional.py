@@ -7,7 +7,7 @@ observation features, ``A`` action features, ``C`` critics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -165,9 +165,9 @@ def value_and_action_gradient(
 
 
 def target_gradient_paths(
-    imagine: Callable[[Tensor], tuple[Tensor, Tensor]],
-    next_action: Callable[[Tensor], Tensor],
-    next_value: Callable[[Tensor, Tensor], Tensor],
+    imagine: Callable[[Tensor], tuple[Any, Tensor]],
+    next_action: Callable[[Any], Any],
+    next_value: Callable[[Any, Any], Tensor],
     action: Tensor,
     *,
     gamma: float,
@@ -182,7 +182,8 @@ def target_gradient_paths(
     A diagnostic, not part of the loss, which needs their sum alone.
 
     Args:
-        imagine: the action ``[*B, A]`` to the next state ``[*B, D]`` and the reward ``[*B]``.
+        imagine: the action ``[*B, A]`` to the next state ``[*B, D]`` and the reward ``[*B]``. Next
+            state and next action may be any container that has a ``detach()``.
         next_action: the next state to the next action ``[*B, A]``.
         next_value: next state and next action to the value ``[*B]``, 0 where the state is terminal.
         action: ``[*B, A]``.

@@ -20,34 +20,32 @@ def roofline() -> float:
     return 2 * 1024**3 / statistics.median(seconds)
 
 
-ROOFLINES = pytest.StashKey[list]()
-
-
 @pytest.fixture(autouse=True)
-def _roofline(request):
-    """Measured beside every benchmark: the machine's speed drifts."""
-    request.config.stash.setdefault(ROOFLINES, []).append(roofline())
+def _roofline(benchmark):
+    """Measured before and after every benchmark: the machine's speed drifts."""
+    before = roofline()
+    yield
+    benchmark.extra_info["roofline"] = (before + roofline()) / 2
 
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    rooflines = config.stash.get(ROOFLINES, [])
-    if not rooflines or session is None or not session.benchmarks:
+    rows = {
+        (info["what"], info["size"], info["how"]): (bench.stats.median / info["per_call"], info)
+        for bench in (session.benchmarks if session else ())
+        if "what" in (info := bench.extra_info)
+    }
+    if not rows:
         return
-    peak = statistics.median(rooflines)
+    peak = statistics.median(info["roofline"] for _, info in rows.values())
     say = terminalreporter.write_line
     say(f"GEMM roofline {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
     say(f"{'what':34}{'ms':>10}{'naive / this':>14}{'GFLOP':>8}{'of roofline':>13}")
-    rows = {
-        (info["what"], info["size"], info["how"]): (bench.stats.median / info["per_call"], info)
-        for bench in session.benchmarks
-        if (info := bench.extra_info)
-    }
     for (what, size, how), (seconds, info) in rows.items():
         naive = rows.get((what, size, "naive"))
         ratio = f"{naive[0] / seconds:.1f}" if naive else ""
         flop = info.get("flop")
         work = f"{flop / 1e9:.1f}" if flop else ""
-        fraction = f"{flop / seconds / peak:.2f}" if flop else ""
+        fraction = f"{flop / seconds / info['roofline']:.2f}" if flop else ""
         name = f"{what} {size} {how}"
         say(f"{name:34}{seconds * 1e3:10.2f}{ratio:>14}{work:>8}{fraction:>13}")

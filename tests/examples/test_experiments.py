@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,17 +78,40 @@ def test_a_sweep_runs_and_plots(tmp_path, launch):
     launch("mage_td3", "-m", "+experiment=capacity", *overrides, cwd=tmp_path)
     launch("plot", "runs/capacity", cwd=tmp_path)
     table = (tmp_path / "learning_curves.csv").read_text()
-    assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
+    assert {line.split(",")[1] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
     for size in ("ensemble_size=8", "ensemble_size=2", "ensemble_size=1"):
         assert size in table
+
+
+def sweep_with_one_bad_seed(tmp_path, *overrides):
+    """Seeds 0 and 1 end, -1 fails and is named."""
+    script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "threads=1", "seed=0,-1,1"]
+    script += ["hydra.sweep.subdir=${seed}", *overrides, *TINY]
+    result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "seed = -1: must be an integer, at least 0" in result.stderr
+    ended = {file.parent.name for file in tmp_path.glob("runs/mage_td3/sweep_*/*/networks.pt")}
+    assert ended == {"0", "1"}
+    return result.stdout + result.stderr
 
 
 @pytest.mark.slow
 def test_runs_side_by_side_and_one_that_fails(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "hydra/launcher=joblib"]
-    script += ["hydra.launcher.n_jobs=2", "hydra.sweep.subdir=${seed}", "threads=1", "seed=0,-1,1"]
-    result = subprocess.run([*script, *TINY], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "seed = -1: must be an integer, at least 0" in result.stderr
-    assert result.stdout.count("final evaluation return: ") == 2
+    sweep_with_one_bad_seed(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+@pytest.fixture
+def ray_cluster():
+    """Two workers on this machine, as another machine's user would start them."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    start = ["ray", "start", "--head", "--num-cpus=2", "--port=6399", "--disable-usage-stats"]
+    subprocess.run([*start, "--include-dashboard=false"], check=True, capture_output=True)
+    yield
+    subprocess.run(["ray", "stop"], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_runs_a_sweep_and_one_that_fails(tmp_path, ray_cluster):
+    said = sweep_with_one_bad_seed(tmp_path, "hydra/launcher=ray_cluster")
+    assert len(set(re.findall(r"_run_job pid=(\d+)", said))) >= 2, "two workers"

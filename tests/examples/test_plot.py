@@ -19,8 +19,11 @@ def module():
     return runpy.run_path(str(SCRIPT))
 
 
-def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2):
+def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2, script=None):
     path.mkdir(parents=True)
+    if script:
+        (path / "hydra").mkdir()
+        (path / "hydra" / "hydra.yaml").write_text(f"hydra: {{job: {{name: {script}}}}}")
     config = {"seed": seed, "env": {"name": task}, "loss": {"lmbda": lmbda}}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [f"{250 * (i + 1)},{value},0,1" for i, value in enumerate(returns)]
@@ -57,6 +60,40 @@ def test_curves_by_task_and_setting(monkeypatch, tmp_path):
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_scripts_are_told_apart(monkeypatch, tmp_path):
+    """By name, and by the settings in which each one's own runs differ."""
+    write_run(tmp_path / "runs/a", 0, [0], script="mage_td3", lmbda=0.2)
+    write_run(tmp_path / "runs/b", 0, [0], script="mage_td3", lmbda=1.0)
+    write_run(tmp_path / "runs/c", 0, [0], script="td3", lmbda=7.0)
+    settings = [row["setting"] for row in plot(monkeypatch, tmp_path, "runs")]
+    assert settings == ["mage_td3 loss.lmbda=0.2", "mage_td3 loss.lmbda=1.0", "td3"]
+
+
+def test_a_row_of_panels_for_each_metric(monkeypatch, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [3])
+    rows = plot(monkeypatch, tmp_path, "runs", "--metric", "eval_*_mean", "wall_time")
+    assert [(row["metric"], row["center"]) for row in rows] == [
+        ("eval_return_mean", "3.0"),
+        ("wall_time", "1.0"),
+    ]
+
+
+def test_aggregates_over_tasks(monkeypatch, tmp_path):
+    """Two tasks of ranges 0 to 10 and 0 to 1000; all of lambda 0.2 reach the top, none of 1 do."""
+    pytest.importorskip("rliable")
+    for lmbda, share in ((0.2, 1.0), (1.0, 0.5)):
+        for task, top in (("A", 10), ("B", 1000)):
+            for seed in range(3):
+                folder = tmp_path / "runs" / f"{task}{lmbda}{seed}"
+                write_run(folder, seed, [0, share * top], task, lmbda)
+    rows = plot(monkeypatch, tmp_path, "runs", "--aggregate", "--smooth", "1")
+    found = {(row["setting"], row["metric"]): float(row["value"]) for row in rows}
+    for metric in ("median", "IQM", "mean"):
+        assert found["loss.lmbda=0.2", metric] == 1
+        assert found["loss.lmbda=1.0", metric] == 0.5
+    assert found["loss.lmbda=1.0", "optimality gap"] == 0.5
+
+
 def test_median(monkeypatch, tmp_path):
     for seed, value in enumerate((0, 1, 100)):
         write_run(tmp_path / f"runs/{seed}", seed, [value])
@@ -80,7 +117,7 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
 
 def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
-    message = r"no metrics.csv with a column 'eval_return_mean' .* below \['runs'\]"
+    message = r"no metrics.csv below \['runs'\] has a column \['eval_return_mean'\]"
     with pytest.raises(SystemExit, match=message):
         plot(monkeypatch, tmp_path, "runs")
 
@@ -94,7 +131,7 @@ def test_another_column_may_be_drawn(monkeypatch, tmp_path):
         table.write_text("\n".join([f"{header},action_gradient", *rows, ""]))
     drawn = plot(monkeypatch, tmp_path, "runs", "--metric", "action_gradient", "--smooth", "1")
     assert [(row["step"], row["center"]) for row in drawn] == [("500", "2.0"), ("750", "3.0")]
-    with pytest.raises(SystemExit, match="no metrics.csv with a column 'nothing'"):
+    with pytest.raises(SystemExit, match=r"has a column \['nothing'\]; their columns are \['step'"):
         plot(monkeypatch, tmp_path, "runs", "--metric", "nothing")
 
 

@@ -1087,3 +1087,88 @@ def test_critic_without_a_last_dimension_of_one_is_named():
     SoftUpdate(loss, tau=0.1)
     with pytest.raises(ValueError, match=r"expected \(2, 12, 1\): end it with a layer of one"):
         loss(problem.td())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_paths_of_the_targets_gradient_add_up_to_it(learned):
+    """Eq. 13; a learned termination counts to the path through the next state."""
+    problem = Problem(policy_noise=0.2, gradient_coeff=1.0)
+    if learned:
+        problem.loss.world_model.append(
+            TensorDictModule(
+                lambda s: s[..., :1].sigmoid(),
+                in_keys=[("next", "observation")],
+                out_keys=[("next", "termination_probability")],
+            )
+        )
+    loss, state = problem.loss, problem.td()
+    torch.manual_seed(1)
+    paths = loss.target_gradient_paths(state)
+    torch.manual_seed(1)
+    action = problem.actor_net(problem.state).detach().requires_grad_()
+    target, _ = loss._target(state, action, *loss._constants())
+    (gradient,) = torch.autograd.grad(target.sum(), action)
+    assert list(paths) == ["reward_path", "next_state_path", "next_action_path"]
+    assert all(path.abs().sum() > 0 for path in paths.values())
+    torch.testing.assert_close(sum(paths.values()), gradient)
+
+
+def redq(num_qvalue_nets, sub_sample_len, **kwargs):
+    problem = Problem()
+    torch.manual_seed(3)
+    critics = [
+        TensorDictModule(
+            MLP(OBS + ACTION, 1, num_cells=[16]).double(),
+            in_keys=["observation", "action"],
+            out_keys=["state_action_value"],
+        )
+        for _ in range(num_qvalue_nets)
+    ]
+    loss = MAGELoss(
+        problem.actor,
+        critics,
+        problem.world_model,
+        bounds=(-1.0, 1.0),
+        policy_noise=0.0,
+        num_qvalue_nets=num_qvalue_nets,
+        sub_sample_len=sub_sample_len,
+        **kwargs,
+    )
+    loss.make_value_estimator(gamma=GAMMA)
+    SoftUpdate(loss, tau=0.005)
+    return problem, loss, critics
+
+
+def test_redq_takes_the_minimum_over_a_random_pair():
+    """Over many calls the target is the minimum over each of the three pairs, equally often."""
+    problem, loss, critics = redq(3, 2)
+    td = problem.td()
+    action = problem.actor(td.clone())["action"]
+    out = problem.world_model(td.clone().set("action", action))["next"]
+    inputs = problem.actor(out.clone())
+    values = torch.cat([critic(inputs.clone())["state_action_value"] for critic in critics], -1)
+    alive = (~out["terminated"]).double()
+    seen = []
+    for _ in range(300):
+        target = loss.value_loss(td)[1]["target_value"]
+        matches = [
+            torch.allclose(target, (out["reward"] + GAMMA * alive * pair.min(-1, True)[0])[:, 0])
+            for pair in (values[:, [0, 1]], values[:, [0, 2]], values[:, [1, 2]])
+        ]
+        assert sum(matches) == 1
+        seen.append(matches.index(True))
+    counts = torch.tensor(seen).bincount(minlength=3)
+    assert counts.min() > 60, "100 each, with a standard deviation of 8"
+
+
+def test_redq_actor_ascends_the_mean():
+    problem, loss, critics = redq(3, 2)
+    inputs = problem.actor(problem.td())
+    values = torch.cat([critic(inputs.clone())["state_action_value"] for critic in critics], -1)
+    torch.testing.assert_close(loss.actor_loss(problem.td())[0], -values.mean())
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_impossible_subset_is_named(size):
+    with pytest.raises(ValueError, match=f"between 1 and num_qvalue_nets=2, got {size}"):
+        Problem(sub_sample_len=size)

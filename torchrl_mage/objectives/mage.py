@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,24 +13,28 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
+from torchrl_mage.functional import (
+    mage_critic_loss,
+    target_gradient_paths,
+    value_and_action_gradient,
+)
 from torchrl_mage.objectives.checks import (
     bounded_action_spec,
     check_bounds,
     check_choice,
-    check_column,
     check_dtype,
-    check_next_entry,
     check_nonnegative,
     check_written,
     read_entry,
     run_network,
 )
+from torchrl_mage.objectives.imagination import check_depends_on_action, ended, imagine
+
+_GOES_ON = "_goes_on"  # by which share an episode continues, where a gradient is split into paths
 
 
 class MAGELoss(TD3Loss):
@@ -64,6 +69,9 @@ class MAGELoss(TD3Loss):
         action_spec: bounded spec of the action; exclusive with ``bounds``.
         bounds: ``(low, high)`` of the action; exclusive with ``action_spec``.
         num_qvalue_nets: number of critics; 1, without target noise, is MAGE-DDPG.
+        sub_sample_len: how many critics, drawn at random for each call, the target's minimum is
+            over; the actor then ascends the mean of all (REDQ, arXiv:2101.05982). ``None``: all,
+            and the actor ascends their minimum.
         lmbda: weight of the TD error, :math:`\lambda \ge 0`.
         gradient_coeff: weight ``c`` of the action-gradient error; 0 is Dyna-TD3.
         policy_noise: standard deviation of the target policy's noise.
@@ -83,7 +91,8 @@ class MAGELoss(TD3Loss):
     ``state_action_value_actor`` ``[C, *B]``. The gradient's entries are absent when
     ``gradient_coeff`` is 0. Its input is left as it was but for the priority key ``td_error``.
 
-    Randomness comes from the global generator: the world model's draws, then the target noise.
+    Randomness comes from the global generator: the subset of the critics, if any, the world model's
+    draws, then the target noise.
 
     Raises:
         ValueError: an argument is out of range; an entry is missing or has the wrong shape or
@@ -160,6 +169,7 @@ class MAGELoss(TD3Loss):
         action_spec: TensorSpec | None = None,
         bounds: tuple[float, float] | None = None,
         num_qvalue_nets: int = 2,
+        sub_sample_len: int | None = None,
         lmbda: float = 0.2,
         gradient_coeff: float = 1.0,
         policy_noise: float = 0.2,
@@ -181,6 +191,11 @@ class MAGELoss(TD3Loss):
         check_choice("reduction", reduction, ("mean", "sum", "none", None))
         if num_qvalue_nets < 1:
             raise ValueError(f"num_qvalue_nets must be at least 1, got {num_qvalue_nets}.")
+        if sub_sample_len is not None and not 1 <= sub_sample_len <= num_qvalue_nets:
+            raise ValueError(
+                f"sub_sample_len must lie between 1 and num_qvalue_nets={num_qvalue_nets}, got "
+                f"{sub_sample_len}."
+            )
         if isinstance(qvalue_network, (Sequence, nn.ModuleList)):
             qvalue_network = list(qvalue_network)
             if len(qvalue_network) != num_qvalue_nets:
@@ -231,6 +246,7 @@ class MAGELoss(TD3Loss):
         self.__dict__["world_model"] = world_model
         self.lmbda = float(lmbda)
         self.gradient_coeff = float(gradient_coeff)
+        self.sub_sample_len = sub_sample_len
         self._next_state_checked = False
 
     # ------------------------------------------------------------------ losses
@@ -250,12 +266,7 @@ class MAGELoss(TD3Loss):
         state = self._state(tensordict)
         if self.gradient_coeff and not (self._next_state_checked or torch.compiler.is_compiling()):
             self._check_next_state(state)
-        # Made or read here: inside a transform neither a buffer nor detached data may appear.
-        constants = (
-            self.value_estimator,
-            self.target_actor_network_params,
-            self.target_qvalue_network_params,
-        )
+        constants = self._constants()
         with torch.no_grad():
             action = self._act(state, self.actor_network_params)
             if self.gradient_coeff:
@@ -295,31 +306,105 @@ class MAGELoss(TD3Loss):
         """The actor's loss and its detached diagnostics."""
         state = self._state(tensordict)
         action = self._act(state, self.actor_network_params)
-        value = self._qvalue(
-            state,
-            action.expand(self.num_qvalue_nets, *action.shape),
-            self._cached_detach_qvalue_network_params,
-        )
-        loss = self._reduce_loss(-value.min(0).values, tensordict)
+        value = self._value_of_actor(state, action)
+        loss = self._reduce_loss(-self._ascended(value), tensordict)
         self._forget(tensordict)
         return loss, {"state_action_value_actor": value.detach()}
 
+    def target_gradient_paths(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        """The target's action-gradient split into its paths (Eq. 13), a diagnostic.
+
+        Returns:
+            ``reward_path``, ``next_state_path`` and ``next_action_path``, each ``[*B, A]``; their
+            sum is the gradient of the target that :meth:`value_loss` draws.
+        """
+        state = self._state(tensordict)
+        estimator, actor_params, qvalue_params = self._constants()
+        with torch.no_grad():
+            action = self._act(state, self.actor_network_params)
+
+        def imagine(action: Tensor) -> tuple[TensorDictBase, Tensor]:
+            imagined = self._imagine(state, action)
+            reward = imagined.get(self.tensor_keys.reward)
+            next_state = imagined.select(*self._next_keys)
+            return next_state.set(
+                _GOES_ON, 1 - ended(imagined, self.tensor_keys)[1]
+            ), reward.squeeze(-1)
+
+        paths = target_gradient_paths(
+            imagine,
+            lambda next_state: TensorDict(
+                {str(i): x for i, x in enumerate(self._target_action(next_state, actor_params))}
+            ),
+            lambda next_state, chosen: (
+                self._next_value(next_state, (*chosen.values(),), qvalue_params)
+                * next_state.get(_GOES_ON)
+            ).squeeze(-1),
+            action,
+            gamma=estimator.gamma,
+        )
+        self._forget(tensordict)
+        return dict(zip(("reward_path", "next_state_path", "next_action_path"), paths, strict=True))
+
     # ------------------------------------------------------------------ their parts
+
+    def _constants(self) -> tuple[ValueEstimatorBase, TensorDictBase, TensorDictBase]:
+        """Estimator, target actor and target critics, which differentiation holds fixed.
+
+        Made or read here: inside a transform neither a buffer nor detached data may appear.
+        """
+        qvalue_params = self.target_qvalue_network_params
+        if self.sub_sample_len is not None:
+            drawn = torch.rand(self.num_qvalue_nets, device=self.max_action.device).argsort()
+            qvalue_params = qvalue_params.data[drawn[: self.sub_sample_len]]
+        return self.value_estimator, self.target_actor_network_params, qvalue_params
+
+    def _run_actor(self, state: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
+        """All that the actor writes."""
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            inputs = state.select(*self.actor_network.in_keys)
+            return run_network("actor", self.actor_network, inputs)
 
     def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
         """``pi(s)``, ``[*B, A]``."""
-        with params.to_module(self.actor_network, preserve_module_state=False):
-            inputs = state.select(*self.actor_network.in_keys)
-            out = run_network("actor", self.actor_network, inputs)
-        action = out.get(self.tensor_keys.action, None)
+        action = self._run_actor(state, params).get(self.tensor_keys.action, None)
         return check_written(action, self.tensor_keys.action, "actor", "action")
+
+    def _target_action(
+        self, next_state: TensorDictBase, params: TensorDictBase
+    ) -> tuple[Tensor, ...]:
+        """What the next state's value reads of the policy: its action with noise, ``[*B, A]``."""
+        action = self._act(next_state, params)
+        noise = (torch.randn_like(action) * self.policy_noise).clamp(
+            -self.noise_clip, self.noise_clip
+        )
+        return ((action + noise).clamp(self.min_action, self.max_action),)
+
+    def _next_value(
+        self, next_state: TensorDictBase, chosen: tuple[Tensor, ...], params: TensorDictBase
+    ) -> Tensor:
+        """``min_i Q_i(s', a')``, ``[*B, 1]``, of what :meth:`_target_action` chose."""
+        (action,) = chosen
+        return self._qvalue(next_state, self._for_each(params, action), params).min(0)[0][..., None]
+
+    def _value_of_actor(self, state: TensorDictBase, action: Tensor) -> Tensor:
+        """``Q_i(s, a)`` of critics held fixed, ``[C, *B]``, differentiable in the action."""
+        params = self._cached_detach_qvalue_network_params
+        return self._qvalue(state, self._for_each(params, action), params)
+
+    def _ascended(self, value_CB: Tensor) -> Tensor:
+        """What of the critics the actor ascends, ``[*B]``."""
+        return value_CB.min(0)[0] if self.sub_sample_len is None else value_CB.mean(0)
+
+    @staticmethod
+    def _for_each(params: TensorDictBase, action: Tensor) -> Tensor:
+        """A copy of the action for each of the critics, ``[C, *B, A]``."""
+        return action.expand(params.batch_size[0], *action.shape)
 
     def _qvalue(self, state: TensorDictBase, action_CBA: Tensor, params: TensorDictBase) -> Tensor:
         """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action."""
         td = state.select(*self.qvalue_network.in_keys, strict=False)
-        td = td.expand(self.num_qvalue_nets, *td.batch_size).set(
-            self.tensor_keys.action, action_CBA
-        )
+        td = td.expand(len(action_CBA), *td.batch_size).set(self.tensor_keys.action, action_CBA)
         key = self.tensor_keys.state_action_value
         out = run_network("critic", self._vmap_qvalue_network00, td, params)
         value = out.get(key, None)
@@ -327,7 +412,7 @@ class MAGELoss(TD3Loss):
         if value.shape != (*action_CBA.shape[:-1], 1):
             raise ValueError(
                 f"the critic's {key!r} has shape "
-                f"{tuple(value.shape)} over {self.num_qvalue_nets} critics, expected "
+                f"{tuple(value.shape)} over {len(action_CBA)} critics, expected "
                 f"{(*action_CBA.shape[:-1], 1)}: end it with a layer of one output."
             )
         return value.squeeze(-1)
@@ -342,41 +427,22 @@ class MAGELoss(TD3Loss):
     ) -> tuple[Tensor, Tensor]:
         """``y`` and the share of terminated next states, each ``[*B]``, differentiable in ``a``."""
         keys = self.tensor_keys
-        next_state = self._imagine(state, action)
-        reward = next_state.get(keys.reward)
-        terminated = next_state.get(keys.terminated, None)
-        probability = next_state.get(keys.termination_probability, None)
-
-        next_state = next_state.select(*self._next_keys)
-        next_action = self._act(next_state, actor_params)
-        noise = (torch.randn_like(next_action) * self.policy_noise).clamp(
-            -self.noise_clip, self.noise_clip
-        )
-        next_action = (next_action + noise).clamp(self.min_action, self.max_action)
-        next_value = (
-            self._qvalue(
-                next_state,
-                next_action.expand(self.num_qvalue_nets, *next_action.shape),
-                qvalue_params,
-            )
-            .min(0)
-            .values.unsqueeze(-1)
-        )
-
-        if probability is not None:
-            next_value = next_value * (1 - probability)
-            terminated = None
-        ended = torch.zeros_like(reward, dtype=torch.bool) if terminated is None else terminated
+        imagined = self._imagine(state, action)
+        terminated, share = ended(imagined, self.tensor_keys)
+        next_state = imagined.select(*self._next_keys)
+        chosen = self._target_action(next_state, actor_params)
+        next_value = self._next_value(next_state, chosen, qvalue_params)
+        if keys.termination_probability in imagined:
+            next_value = next_value * (1 - share)
         transition = TensorDict(batch_size=state.batch_size)
         for key, value in (
-            (keys.reward, reward),
-            (keys.terminated, ended),
-            (keys.done, ended),
+            (keys.reward, imagined.get(keys.reward)),
+            (keys.terminated, terminated),
+            (keys.done, terminated),
             (keys.state_action_value, next_value),
         ):
             transition.set(unravel_key(("next", key)), value)
         target = estimator.value_estimate(transition)
-        share = ended.to(reward.dtype) if probability is None else probability
         return target.squeeze(-1), share.squeeze(-1).detach()
 
     # ------------------------------------------------------------------ keys and checks
@@ -419,48 +485,14 @@ class MAGELoss(TD3Loss):
         return state
 
     def _imagine(self, state: TensorDictBase, action: Tensor) -> TensorDictBase:
-        """What the world model writes under ``"next"``, checked."""
-        keys = self.tensor_keys
-        # LossModule runs everything deterministically: a model that samples must still do so.
-        with set_exploration_type(ExplorationType.RANDOM):
-            imagined = self.world_model(state.clone(False).set(keys.action, action))
-        next_state = imagined.get("next", TensorDict(batch_size=state.batch_size))
-        if next_state.get(keys.reward, None) is None:
-            raise ValueError(
-                f"the world model writes no reward under {('next', keys.reward)!r}: append a "
-                "reward module, e.g. TensorDictSequential(dynamics, task.reward)."
-            )
-        for key in self._next_keys:
-            check_next_entry(key, state.get(key), next_state.get(key, None))
-        soft = f"; write a probability under {('next', keys.termination_probability)!r}"
-        for key, dtype, remedy in (
-            (keys.reward, action.dtype, ""),
-            (keys.terminated, torch.bool, soft),
-            (keys.termination_probability, action.dtype, ""),
-        ):
-            value = next_state.get(key, None)
-            if value is not None:
-                check_column(key, value, state.batch_size, dtype, remedy)
-        return next_state
+        return imagine(self.world_model, state, action, self.tensor_keys, self._next_keys)
 
     def _check_next_state(self, state: TensorDictBase) -> None:
         """Refuses, once, a world model whose next state carries no gradient to the action."""
         devices = [self.max_action.device] if self.max_action.is_cuda else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            action = self._act(state, self.actor_network_params).detach().requires_grad_()
-            next_state = self._imagine(state, action)
-            parts = [next_state.get(key) for key in self._next_keys]
-            parts = [part.sum() for part in parts if part.requires_grad]
-            (gradient,) = (
-                torch.autograd.grad(sum(parts), action, allow_unused=True) if parts else (None,)
-            )
-        if gradient is None:
-            raise ValueError(
-                f"the world model's next state {[('next', key) for key in self._next_keys]} "
-                "carries no gradient to the action: MAGE differentiates through it. Remove "
-                "detach() or no_grad() from the model, sample by reparameterisation (rsample), or "
-                "set gradient_coeff=0 for Dyna."
-            )
+        with torch.random.fork_rng(devices):
+            action = self._act(state, self.actor_network_params).detach()
+            check_depends_on_action(partial(self._imagine, state), action, self._next_keys)
         self._next_state_checked = True
 
     # ------------------------------------------------------------------ life cycle

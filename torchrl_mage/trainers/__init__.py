@@ -9,6 +9,7 @@ from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard
 from torchrl_mage.trainers.env_state import EnvState
 from torchrl_mage.trainers.evaluation import Evaluation, evaluate
 from torchrl_mage.trainers.guards import check_finite
+from torchrl_mage.trainers.hardware import set_up_torch
 from torchrl_mage.trainers.interruption import EXIT_INTERRUPTED, Interruption
 from torchrl_mage.trainers.logger import open_logger
 from torchrl_mage.trainers.loop import TRANSITION, TrainingLoop
@@ -17,7 +18,7 @@ from torchrl_mage.trainers.minibatches import member_minibatches
 from torchrl_mage.trainers.optimization import clipped_step, radam, resetter
 from torchrl_mage.trainers.resume import chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
-from torchrl_mage.trainers.settings import SettingsError, check_settings, choose_device
+from torchrl_mage.trainers.settings import SettingsError, check_settings
 from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "check_finite",
     "check_settings",
     "checkpoints",
-    "choose_device",
     "chosen_folder",
     "clipped_step",
     "compiled",
@@ -51,5 +51,6 @@ __all__ = [
     "radam",
     "record_episode",
     "resetter",
+    "set_up_torch",
     "use_offscreen_rendering",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -12,10 +14,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths of evaluation episodes, one entry an episode."""
+    """Evaluation episodes, each of shape ``[T]``, their undiscounted returns and lengths."""
 
     returns: torch.Tensor
     lengths: torch.Tensor
+    episodes: Sequence[TensorDictBase] = ()
 
     @property
     def mean(self) -> float:
@@ -65,10 +68,12 @@ def evaluate(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}.")
     env.set_seed(seed)
-    returns, lengths = [], []
+    returns, lengths, kept = [], [], []
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         for _ in range(episodes):
-            rewards = env.rollout(max_steps, policy)["next", "reward"]
+            episode = env.rollout(max_steps, policy)
+            kept.append(episode)
+            rewards = episode["next", "reward"]
             returns.append(rewards.sum())
             lengths.append(len(rewards))
             if not returns[-1].isfinite():
@@ -76,4 +81,4 @@ def evaluate(
                     f"an evaluation episode returned {returns[-1].item()}: the environment paid a "
                     "reward that is not finite, or the policy's action was not."
                 )
-    return Evaluation(torch.stack(returns).cpu(), torch.tensor(lengths, dtype=torch.float))
+    return Evaluation(torch.stack(returns).cpu(), torch.tensor(lengths, dtype=torch.float), kept)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
@@ -65,26 +64,6 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any] | str 
     if bad:
         count = f"{len(bad)} settings are" if len(bad) > 1 else "a setting is"
         raise SettingsError(f"{count} out of range:\n  " + "\n  ".join(bad.values()))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``name`` says; ``"auto"`` is a GPU where there is one, else the CPU.
-
-    Raises:
-        SettingsError: there is no such GPU.
-
-    Example:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise SettingsError(
-            f"device = {name!r}: PyTorch sees {gpus} GPUs here; use device=cpu, or install a build "
-            "of PyTorch that fits the GPU's driver."
-        )
-    return device
 
 
 def _wanted(schema: Mapping[str, Any]) -> Iterator[str]:

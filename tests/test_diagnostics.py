@@ -1,0 +1,90 @@
+"""What is said of a model, against models whose errors are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_mage import GaussianEnsembleWorldModel
+from torchrl_mage.diagnostics import model_diagnostics
+
+
+def constant_model(*means, log_var=-3.0):
+    """Members that foresee a difference of ``means``, whatever the input, in raw units."""
+    model = GaussianEnsembleWorldModel(1, 1, ensemble_size=len(means), num_cells=(4,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        bias = model.network[-1].bias  # [E, 1, 2 D]; a raw log-variance of 0 is the middle, -3
+        bias[:, 0, 0] = torch.tensor(means)
+    return model
+
+
+def episode(*observations):
+    """One that passes through the observations."""
+    x = torch.tensor(observations).unsqueeze(-1)
+    return TensorDict(
+        {
+            "observation": x[:-1],
+            "action": torch.zeros(len(x) - 1, 1),
+            "next": {"observation": x[1:]},
+        },
+        [len(x) - 1],
+    )
+
+
+def test_likelihood_of_each_member():
+    """Steps of 1: the member that says 1 is certain, the one that says 1.5 is 0.5 off."""
+    found = model_diagnostics(constant_model(1.0, 1.5), [episode(0.0, 1.0, 2.0)])
+    expected = torch.tensor([-3.0, 0.25 * math.exp(3.0) - 3.0])
+    torch.testing.assert_close(found["model_nll"], expected)
+
+
+def test_calibration_counts_what_lies_inside():
+    """One member, sigma = exp(-1.5) = 0.223; deviations of 0.1, 0.3, 0.4 and 1."""
+    steps = [episode(0.0, deviation) for deviation in (0.1, 0.3, -0.4, 1.0)]
+    found = model_diagnostics(constant_model(0.0), steps)
+    assert found["model_within_1_sigma"] == 0.25
+    assert found["model_within_2_sigma"] == 0.75
+
+
+def test_disagreement_is_the_spread_of_the_means():
+    found = model_diagnostics(constant_model(-2.0, 0.0, 2.0), [episode(0.0, 1.0)])
+    torch.testing.assert_close(found["model_disagreement"], torch.tensor(math.sqrt(8 / 3)))
+
+
+def test_open_loop_error_grows_with_the_steps():
+    """A bias of 0.5 a step, over windows of three steps and a rest of one."""
+    found = model_diagnostics(
+        constant_model(1.0, 2.0), [episode(0.0, 1.0, 2.0, 3.0, 4.0)], horizon=3
+    )
+    torch.testing.assert_close(found["model_open_loop_error"], torch.tensor([0.5, 1.0, 1.5]))
+
+
+def test_errors_are_in_standard_deviations():
+    model = constant_model(1.0)
+    for statistics, std in (
+        (model.difference_statistics, 2.0),
+        (model.observation_statistics, 4.0),
+    ):
+        statistics.std.fill_(std)
+    found = model_diagnostics(model, [episode(0.0, 3.0)], horizon=1)
+    # The member says 1 standard deviation of 2; 3 is half a standard deviation more.
+    torch.testing.assert_close(found["model_nll"], torch.tensor([0.25 * math.exp(3.0) - 3.0]))
+    torch.testing.assert_close(found["model_open_loop_error"], torch.tensor([0.25]))
+
+
+def test_episodes_of_different_lengths():
+    found = model_diagnostics(constant_model(0.0), [episode(0.0, 1.0), episode(0.0, 0.0, 0.0)])
+    # After one step an error of 1 and two of 0 in windows of two steps; after two, one of 0.
+    torch.testing.assert_close(
+        found["model_open_loop_error"], torch.tensor([math.sqrt(1 / 2), 0.0])
+    )
+
+
+def test_nothing_to_look_at_is_named():
+    with pytest.raises(ValueError, match="at least one episode"):
+        model_diagnostics(constant_model(0.0), [])
