@@ -7,18 +7,26 @@ from torchrl_mage.modules import (
     RewardModel,
     TerminationModel,
 )
-from torchrl_mage.objectives import GaussianEnsembleLoss, MAGELoss, NetworkSoftUpdate
+from torchrl_mage.objectives import (
+    GaussianEnsembleLoss,
+    MAGELoss,
+    MAGESACLoss,
+    NetworkSoftUpdate,
+    TaylorTDLoss,
+)
 
 __all__ = [
     "GaussianEnsembleLoss",
     "GaussianEnsembleWorldModel",
     "MAGELoss",
+    "MAGESACLoss",
     "ModelBasedEnv",
     "NetworkSoftUpdate",
     "Normalizer",
     "OraclePendulum",
     "RewardModel",
     "Task",
+    "TaylorTDLoss",
     "TerminationModel",
     "get_task",
     "register_task",

@@ -180,7 +180,7 @@ def model_diagnostics(
     episodes = [episode.select(*keys) for episode in episodes]
     observation, action, following = (torch.cat([e[key] for e in episodes]) for key in keys)
     scale = model.difference_statistics.std
-    mean_EBD, var_EBD = model.predict(observation, action)
+    mean_EBD, var_EBD = _predict(model, observation, action)
     nll_EBD = gaussian_nll(
         mean_EBD / scale, (var_EBD / scale.square()).log(), (following / scale).expand_as(mean_EBD)
     )
@@ -193,6 +193,15 @@ def model_diagnostics(
         "model_disagreement": ((mean_EBD - mean_BD) / scale).square().mean().sqrt(),
         "model_open_loop_error": _open_loop_error(model, episodes, horizon),
     }
+
+
+def _predict(
+    model: GaussianEnsembleWorldModel, observation: Tensor, action: Tensor, rows: int = 256
+) -> tuple[Tensor, Tensor]:
+    """As ``model.predict``, in the memory that a minibatch of the model's fit takes."""
+    parts = zip(observation.split(rows), action.split(rows), strict=True)
+    mean, var = zip(*[model.predict(*part) for part in parts], strict=True)
+    return torch.cat(mean, 1), torch.cat(var, 1)
 
 
 def _open_loop_error(
@@ -209,7 +218,7 @@ def _open_loop_error(
             torch.stack([now[key] for now in running])
             for key in (model.in_keys[1], model.out_keys[0])
         )
-        state = model.predict(state[: len(running)], action)[0].mean(0)
+        state = _predict(model, state[: len(running)], action)[0].mean(0)
         error = (state - truth) / model.observation_statistics.std
         errors.append(error.square().mean().sqrt())
     return torch.stack(errors)

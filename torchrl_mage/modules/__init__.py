@@ -1,6 +1,6 @@
 """Networks and statistics."""
 
-from torchrl_mage.modules.agent import critic, deterministic_actor
+from torchrl_mage.modules.agent import critic, deterministic_actor, stochastic_actor
 from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
 from torchrl_mage.modules.mlp import XavierLinear, xavier_mlp
 from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
@@ -18,5 +18,6 @@ __all__ = [
     "XavierLinear",
     "critic",
     "deterministic_actor",
+    "stochastic_actor",
     "xavier_mlp",
 ]

@@ -1,14 +1,15 @@
-"""The paper's actor and critic (appendix D.2), as TensorDict modules."""
+"""The paper's actor and critic (appendix D.2) and a stochastic actor, as TensorDict modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from tensordict.utils import NestedKey
+from torch import nn
 from torchrl.data import TensorSpec
-from torchrl.modules import TanhModule
+from torchrl.modules import ProbabilisticActor, TanhModule, TanhNormal
 
 from torchrl_mage.modules.mlp import xavier_mlp
 
@@ -44,6 +45,46 @@ def deterministic_actor(
     return TensorDictSequential(
         TensorDictModule(mlp, in_keys=[in_key], out_keys=["param"]),
         TanhModule(in_keys=["param"], out_keys=["action"], spec=action_spec),
+    )
+
+
+def stochastic_actor(
+    obs_dim: int,
+    action_spec: TensorSpec,
+    num_cells: Sequence[int],
+    *,
+    in_key: NestedKey = "normalized_observation",
+    device: torch.device | str | None = None,
+) -> ProbabilisticActor:
+    """A multi-layer perceptron with a Gaussian that a tanh squashes into the action's box.
+
+    Args:
+        obs_dim: number of observation features ``D``.
+        action_spec: bounded spec of the action ``[A]``.
+        num_cells: width of each hidden layer.
+        in_key: where the observation ``[*B, D]`` is read.
+        device: device of the parameters.
+
+    Returns:
+        A module that writes ``loc``, ``scale`` and ``action``, each ``[*B, A]``; the action is
+        drawn, or deterministic, as the exploration type says.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> actor = stochastic_actor(3, Bounded(-1, 1, (1,)), [8], in_key="observation")
+        >>> actor(TensorDict(observation=torch.zeros(5, 3)))["action"].shape
+        torch.Size([5, 1])
+    """
+    mlp = xavier_mlp(obs_dim, 2 * action_spec.shape[-1], num_cells, device=device)
+    return ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(mlp, NormalParamExtractor()), in_keys=[in_key], out_keys=["loc", "scale"]
+        ),
+        in_keys=["loc", "scale"],
+        spec=action_spec,
+        distribution_class=TanhNormal,
+        distribution_kwargs={"low": action_spec.space.low, "high": action_spec.space.high},
     )
 
 

@@ -270,34 +270,30 @@ class MAGELoss(TD3Loss):
         with torch.no_grad():
             action = self._act(state, self.actor_network_params)
             if self.gradient_coeff:
+                inputs = self._differentiated(state, action)
                 target, target_gradient, terminated = value_and_action_gradient(
-                    lambda action: self._target(state, action, *constants), action
+                    lambda inputs: self._target(*self._placed(state, inputs), *constants), inputs
                 )
             else:
                 target, terminated = self._target(state, action, *constants)
 
-        action_CBA = action.expand(self.num_qvalue_nets, *action.shape)
+        critics = self.qvalue_network_params
         metadata = {"target_value": target, "next_terminated": terminated}
-        gradient_error = None
+        gradient_errors: tuple[Tensor, ...] = ()
         if self.gradient_coeff:
             value, gradient, _ = value_and_action_gradient(
-                lambda action: (self._qvalue(state, action, self.qvalue_network_params), ()),
-                action_CBA,
+                lambda inputs: (self._qvalue(*self._placed(state, inputs), critics), ()),
+                self._for_each(critics, inputs),
             )
-            gradient_error = target_gradient - gradient
-            metadata["action_gradient_error"] = gradient_error.detach().norm(dim=-1)
-            metadata["action_gradient"] = gradient.detach().norm(dim=-1)
+            split = (action.shape[-1], inputs.shape[-1] - action.shape[-1])
+            gradient_errors = (target_gradient - gradient).split(split, -1)
+            metadata["action_gradient_error"] = gradient_errors[0].detach().norm(dim=-1)
+            metadata["action_gradient"] = gradient.detach().split(split, -1)[0].norm(dim=-1)
         else:
-            value = self._qvalue(state, action_CBA, self.qvalue_network_params)
+            value = self._qvalue(state, self._for_each(critics, action), critics)
         td_error = target - value
         metadata |= {"td_error": td_error.detach().abs(), "pred_value": value.detach()}
-        loss = mage_critic_loss(
-            td_error,
-            gradient_error,
-            lmbda=self.lmbda,
-            gradient_coeff=self.gradient_coeff,
-            loss_function=self.loss_function,
-        )
+        loss = self._critic_loss(td_error, *gradient_errors)
         loss = self._reduce_loss(loss, tensordict)
         self._forget(tensordict)
         return loss, metadata
@@ -359,15 +355,35 @@ class MAGELoss(TD3Loss):
             qvalue_params = qvalue_params.data[drawn[: self.sub_sample_len]]
         return self.value_estimator, self.target_actor_network_params, qvalue_params
 
-    def _run_actor(self, state: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
-        """All that the actor writes."""
-        with params.to_module(self.actor_network, preserve_module_state=False):
-            inputs = state.select(*self.actor_network.in_keys)
-            return run_network("actor", self.actor_network, inputs)
+    def _differentiated(self, state: TensorDictBase, action: Tensor) -> Tensor:
+        """What the TD error is differentiated with respect to, the action first, ``[*B, A]``."""
+        return action
+
+    def _placed(self, state: TensorDictBase, inputs: Tensor) -> tuple[TensorDictBase, Tensor]:
+        """The state and the action that those inputs stand for."""
+        return state, inputs
+
+    def _critic_loss(
+        self,
+        td_error_CB: Tensor,
+        action_gradient_error_CBA: Tensor | None = None,
+        state_gradient_error_CBD: Tensor | None = None,
+    ) -> Tensor:
+        """The critics' objective, ``[*B]``; MAGE's has no part of the state's gradient."""
+        return mage_critic_loss(
+            td_error_CB,
+            action_gradient_error_CBA,
+            lmbda=self.lmbda,
+            gradient_coeff=self.gradient_coeff,
+            loss_function=self.loss_function,
+        )
 
     def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
         """``pi(s)``, ``[*B, A]``."""
-        action = self._run_actor(state, params).get(self.tensor_keys.action, None)
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            inputs = state.select(*self.actor_network.in_keys)
+            out = run_network("actor", self.actor_network, inputs)
+        action = out.get(self.tensor_keys.action, None)
         return check_written(action, self.tensor_keys.action, "actor", "action")
 
     def _target_action(
@@ -397,14 +413,14 @@ class MAGELoss(TD3Loss):
         return value_CB.min(0)[0] if self.sub_sample_len is None else value_CB.mean(0)
 
     @staticmethod
-    def _for_each(params: TensorDictBase, action: Tensor) -> Tensor:
-        """A copy of the action for each of the critics, ``[C, *B, A]``."""
-        return action.expand(params.batch_size[0], *action.shape)
+    def _for_each(params: TensorDictBase, inputs: Tensor) -> Tensor:
+        """A copy of the inputs for each of the critics, ``[C, *B, A]``."""
+        return inputs.expand(params.batch_size[0], *inputs.shape)
 
     def _qvalue(self, state: TensorDictBase, action_CBA: Tensor, params: TensorDictBase) -> Tensor:
-        """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action."""
+        """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action, or of both."""
         td = state.select(*self.qvalue_network.in_keys, strict=False)
-        td = td.expand(len(action_CBA), *td.batch_size).set(self.tensor_keys.action, action_CBA)
+        td = td.expand(action_CBA.shape[:-1]).set(self.tensor_keys.action, action_CBA)
         key = self.tensor_keys.state_action_value
         out = run_network("critic", self._vmap_qvalue_network00, td, params)
         value = out.get(key, None)

@@ -1,0 +1,181 @@
+"""Taylor TD: the critics' TD update, expected over small perturbations of state and action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import TensorSpec
+
+from torchrl_mage.functional import taylor_td_loss
+from torchrl_mage.objectives.checks import check_nonnegative
+from torchrl_mage.objectives.mage import MAGELoss
+
+
+class TaylorTDLoss(MAGELoss):
+    r"""The critic and actor losses of TaTD3, from states alone.
+
+    .. math::
+        L_Q = \frac12 \sum_i \text{mean}\; \delta_i^2 + \lambda_a \|\nabla_a \delta_i\|^2
+        + \lambda_s \|\nabla_s \delta_i\|^2
+
+    with :math:`\delta_i` as in :class:`~torchrl_mage.MAGELoss`, whose pieces it shares. Minus its
+    gradient is the TD update expected over Gaussian perturbations of the action (variance
+    :math:`\lambda_a`) and of the state (:math:`\lambda_s`), to first order (Garibbo, Robeyns and
+    Aitchison, NeurIPS 2023, arXiv:2302.14182); see
+    :func:`~torchrl_mage.functional.taylor_td_loss`. The actor's loss is TD3's.
+
+    Args:
+        actor_network: deterministic policy, as in :class:`~torchrl_mage.MAGELoss`.
+        qvalue_network: critics, as there.
+        world_model: as there.
+
+    Keyword Args:
+        action_spec: bounded spec of the action; exclusive with ``bounds``.
+        bounds: ``(low, high)`` of the action; exclusive with ``action_spec``.
+        num_qvalue_nets: number of critics.
+        sub_sample_len: as in :class:`~torchrl_mage.MAGELoss`.
+        action_variance: :math:`\lambda_a`, in squared units of the action. The default is the
+            square of TD3's smoothing noise.
+        state_variance: :math:`\lambda_s`, in squared units of the state. Above 0, actor, critics
+            and world model must read one and the same state entry, since a state of several entries
+            that depend on each other (a raw and a normalised one) has no gradient of its own.
+        policy_noise: standard deviation of the target policy's noise.
+        noise_clip: its bound.
+        delay_actor: whether the actor has a target network.
+        delay_qvalue: whether the critics have target networks.
+        separate_losses: as in :class:`~torchrl_mage.MAGELoss`.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        deactivate_vmap: whether to loop over the critics.
+
+    Writes what :class:`~torchrl_mage.MAGELoss` does.
+
+    Raises:
+        ValueError: as there; or ``state_variance`` is above 0 and there are several state entries.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import MLP
+        >>> from torchrl_mage import OraclePendulum
+        >>> actor = TensorDictModule(
+        ...     torch.nn.Sequential(MLP(3, 1, num_cells=[16]), torch.nn.Tanh()),
+        ...     in_keys=["observation"], out_keys=["action"],
+        ... )
+        >>> critics = [
+        ...     TensorDictModule(
+        ...         MLP(4, 1, num_cells=[16]),
+        ...         in_keys=["observation", "action"], out_keys=["state_action_value"],
+        ...     )
+        ...     for _ in range(2)
+        ... ]
+        >>> loss = TaylorTDLoss(
+        ...     actor, critics, OraclePendulum(), bounds=(-1.0, 1.0), state_variance=1e-4
+        ... )
+        >>> _ = loss.make_value_estimator(gamma=0.99)
+        >>> from torchrl.objectives import SoftUpdate
+        >>> updater = SoftUpdate(loss, tau=0.005)
+        >>> state = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]] * 8), batch_size=[8])
+        >>> loss(state)["loss_qvalue"].shape
+        torch.Size([])
+    """
+
+    @dataclass
+    class _AcceptedKeys(MAGELoss._AcceptedKeys):
+        """Keys that ``set_keys`` accepts."""
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+
+    actor_network: TensorDictModule
+    qvalue_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    qvalue_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        qvalue_network: TensorDictModule | Sequence[TensorDictModule],
+        world_model: TensorDictModuleBase,
+        *,
+        action_spec: TensorSpec | None = None,
+        bounds: tuple[float, float] | None = None,
+        num_qvalue_nets: int = 2,
+        sub_sample_len: int | None = None,
+        action_variance: float = 0.04,
+        state_variance: float = 0.0,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        delay_actor: bool = True,
+        delay_qvalue: bool = True,
+        separate_losses: bool = False,
+        reduction: str = "mean",
+        deactivate_vmap: bool = False,
+    ) -> None:
+        check_nonnegative(action_variance=action_variance, state_variance=state_variance)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            world_model,
+            action_spec=action_spec,
+            bounds=bounds,
+            num_qvalue_nets=num_qvalue_nets,
+            sub_sample_len=sub_sample_len,
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
+            loss_function="l2",
+            delay_actor=delay_actor,
+            delay_qvalue=delay_qvalue,
+            separate_losses=separate_losses,
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+        )
+        self.action_variance = float(action_variance)
+        self.state_variance = float(state_variance)
+
+    def _differentiated(self, state: TensorDictBase, action: Tensor) -> Tensor:
+        """The action and, if it is perturbed, the state, ``[*B, A + D]``."""
+        if not self.state_variance:
+            return action
+        return torch.cat([action, state.get(self._only_state_key)], -1)
+
+    def _placed(self, state: TensorDictBase, inputs: Tensor) -> tuple[TensorDictBase, Tensor]:
+        if not self.state_variance:
+            return state, inputs
+        key = self._only_state_key
+        width = inputs.shape[-1] - state.get(key).shape[-1]
+        state = state.empty().expand(inputs.shape[:-1]).set(key, inputs[..., width:])
+        return state, inputs[..., :width]
+
+    def _critic_loss(
+        self,
+        td_error_CB: Tensor,
+        action_gradient_error_CBA: Tensor | None = None,
+        state_gradient_error_CBD: Tensor | None = None,
+    ) -> Tensor:
+        assert action_gradient_error_CBA is not None
+        assert state_gradient_error_CBD is not None
+        return taylor_td_loss(
+            td_error_CB,
+            action_gradient_error_CBA,
+            state_gradient_error_CBD,
+            action_variance=self.action_variance,
+            state_variance=self.state_variance,
+        )
+
+    @property
+    def _only_state_key(self) -> NestedKey:
+        keys = self._state_keys
+        if len(keys) != 1:
+            raise ValueError(
+                f"state_variance={self.state_variance} needs one state entry, actor, critics and "
+                f"world model read {keys}; pass state_variance=0, or modules that read the raw "
+                "observation and normalise it themselves."
+            )
+        return keys[0]
