@@ -25,6 +25,7 @@ from torchrl_mage import (
     GaussianEnsembleLoss,
     GaussianEnsembleWorldModel,
     MAGELoss,
+    ModelBasedEnv,
     NetworkSoftUpdate,
     Normalizer,
     RewardModel,
@@ -133,6 +134,7 @@ def main(cfg: DictConfig) -> float:
         normalizer.on(("next", "observation"), ("next", "normalized_observation")),
     ]
     world_model = TensorDictSequential(*(part for part in parts if part is not None))
+    imagination = ModelBasedEnv(world_model, task.make_env(device=device))
 
     # ---------------------------------------------------------------- losses and optimisers
     model_loss = GaussianEnsembleLoss(dynamics)
@@ -343,8 +345,12 @@ def main(cfg: DictConfig) -> float:
                 fit_model(data.select(*model_loss.in_keys))
                 fit_heads(data)
             if step >= cfg.warmup_steps:
-                sample = normalizer(buffer.sample().select("observation"))
-                for states in sample.split(cfg.policy.batch_size):
+                sample = buffer.sample().select("observation")
+                if cfg.policy.imagination_steps:  # 0 is the paper
+                    sample = imagination.visited_states(
+                        policy, sample, cfg.policy.imagination_steps
+                    )
+                for states in normalizer(sample).split(cfg.policy.batch_size):
                     update_critics(states)
                     count.updates += 1
                     if count.updates % cfg.policy.actor_delay == 0:

@@ -188,6 +188,50 @@ def test_step_propagation_draws_anew():
     assert "ensemble_member" not in data
 
 
+def counting_env(end):
+    """``s' = s + 1`` whatever the action, ended where ``s' > end``."""
+    base = get_task("Pendulum-v1").make_env()
+    observation, action, following = "observation", "action", ("next", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s + 1 + 0 * a, [observation, action], [following]),
+        TensorDictModule(lambda a: a, [action], [("next", "reward")]),
+        TensorDictModule(lambda s: s[..., :1] > end, [following], [("next", "terminated")]),
+    )
+    return ModelBasedEnv(world_model, base)
+
+
+def test_visited_states_are_up_to_so_many_steps_away():
+    env = counting_env(end=100)
+    start = TensorDict(observation=torch.zeros(4000, 3), batch_size=[4000])
+    visited = env.visited_states(env.rand_action, start, 3)
+    assert list(visited.keys()) == ["observation"]
+    assert (start["observation"] == 0).all()
+    counts = visited["observation"][:, 0].long().bincount(minlength=4)
+    assert len(counts) == 4
+    assert (counts - 1000).abs().max() < 140, "a standard deviation of 27"
+    none = env.visited_states(env.rand_action, start, 0)
+    torch.testing.assert_close(none["observation"], start["observation"])
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        env.visited_states(env.rand_action, start, -1)
+
+
+def test_visited_states_stay_before_the_end():
+    env = counting_env(end=2)
+    start = TensorDict(observation=torch.zeros(10, 100, 3), batch_size=[10, 100])
+    visited = env.visited_states(env.rand_action, start, 6)["observation"]
+    assert visited.shape == (10, 100, 3)
+    assert visited.unique().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_visited_states_keep_their_member():
+    """Member ``m`` goes ``m`` a step: five steps of one of four never make 7, 11, 13 or 14."""
+    env = numbered_members(make_env("Pendulum-v1", "trajectory", ensemble_size=4))
+    start = TensorDict(observation=torch.zeros(500, 3), batch_size=[500])
+    reached = env.visited_states(env.rand_action, start, 5)["observation"].mean(-1).round()
+    possible = {float(member * steps) for member in range(4) for steps in range(6)}
+    assert set(reached.tolist()) == possible
+
+
 def test_nested_observation_key():
     base = get_task("Pendulum-v1").make_env()
     renamed = TransformedEnv(base)

@@ -263,6 +263,16 @@ def test_divergence_may_reset_the_agent(tmp_path, run):
     assert torch.isfinite(networks["normalizer"]["statistics.mean"]).all()
 
 
+def test_multi_step_imagination_trains_on_imagined_states(tmp_path, run):
+    """Real states lie on the unit circle; those of an untrained model do not."""
+    path = tmp_path / "run"
+    stop = ["critic.lr=1e30", "checkpoint_interval=14"]  # diverges: its batch is saved
+    run(path, "policy.imagination_steps=3", *stop, refused=True)
+    (batch,) = path.glob("diverged_step_*.pt")
+    states = torch.load(batch, weights_only=True)["states"]["observation"]
+    assert ((states[:, :2].norm(dim=-1) - 1).abs() > 1e-3).any()
+
+
 def test_help_and_config():
     result = subprocess.run(
         [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True

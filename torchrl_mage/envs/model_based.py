@@ -90,6 +90,46 @@ class ModelBasedEnv(ModelBasedEnvBase):
             )
         self._set_specs(base_env)
 
+    @torch.no_grad()
+    def visited_states(
+        self, policy: TensorDictModuleBase, start: TensorDictBase, steps: int
+    ) -> TensorDictBase:
+        """States that a policy visits within ``steps`` imagined steps, one for each start.
+
+        After a number of steps drawn uniformly from ``0 ... steps``, or the last before the
+        episode ends: the branched rollouts of MBPO (arXiv:1906.08253) as a source of states for a
+        loss.
+
+        Args:
+            policy: writes the action.
+            start: observations, batch size ``[*B]``; left as they are.
+            steps: largest number of steps; 0 gives the starts.
+
+        Returns:
+            The observations, ``[*B]``, without gradient.
+
+        Raises:
+            ValueError: ``steps`` is negative.
+
+        Example:
+            >>> from torchrl_mage.envs import OraclePendulum, get_task
+            >>> env = ModelBasedEnv(OraclePendulum(), get_task("Pendulum-v1").make_env())
+            >>> start = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]] * 5), batch_size=[5])
+            >>> env.visited_states(env.rand_action, start, 3)["observation"].shape
+            torch.Size([5, 3])
+        """
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}.")
+        state = self.reset(start.select(*self._observation_keys))
+        left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
+        for _ in range(steps):
+            following = self.step(policy(state.clone(False)))["next"]
+            left = torch.where(following["terminated"], 0, left)
+            for key in (*self._observation_keys, *self._kept_keys):
+                state.set(key, torch.where(left > 0, following.get(key), state.get(key)))
+            left = left - 1
+        return state.select(*self._observation_keys)
+
     def _set_specs(self, base_env: EnvBase) -> None:
         self.set_specs_from_env(base_env)
         observations = Composite(device=self.device)
