@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> float:
         use_offscreen_rendering()
 
     # ---------------------------------------------------------------- environment and networks
-    task = get_task(cfg.env.name)
+    task = get_task(cfg.env.id)
     env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
     obs_dim = env.observation_spec["observation"].shape[-1]
     action_dim = env.action_spec.shape[-1]

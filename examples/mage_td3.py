@@ -32,7 +32,7 @@ from torchrl_mage import (
     TerminationModel,
 )
 from torchrl_mage.diagnostics import model_diagnostics
-from torchrl_mage.envs import get_task
+from torchrl_mage.envs import find_task
 from torchrl_mage.modules import critic, deterministic_actor
 from torchrl_mage.trainers import (
     Checkpointer,
@@ -103,7 +103,7 @@ def main(cfg: DictConfig) -> float:
         use_offscreen_rendering()
 
     # ---------------------------------------------------------------- environment and networks
-    task = get_task(cfg.env.name)
+    task = find_task(cfg.env.id)
     env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
     obs_dim = env.observation_spec["observation"].shape[-1]
     action_dim = env.action_spec.shape[-1]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from tensordict import TensorDict
 from torchrl.envs import check_env_specs
 
 from torchrl_mage import OraclePendulum, Task, get_task, register_task
-from torchrl_mage.envs import ContinuousCartPoleEnv
+from torchrl_mage.envs import ContinuousCartPoleEnv, find_task
 from torchrl_mage.envs.pendulum import pendulum_dynamics
 
 ENDING = ["torchrl_mage/ContinuousCartPole-v1", "Hopper-v5", "Walker2d-v5"]
@@ -230,3 +232,38 @@ def test_odd_spaces_are_named(action_space, observation_space, message):
             Task("torchrl_mage_test/Odd-v0").make_env(disable_env_checker=True)
     finally:
         gymnasium.registry.pop("torchrl_mage_test/Odd-v0")
+
+
+def test_find_task_takes_what_gymnasium_knows():
+    assert find_task("Pendulum-v1") is get_task("Pendulum-v1")
+    task = find_task("MountainCarContinuous-v0")
+    assert (task.reward, task.termination) == (None, None)
+    assert task.make_env().rollout(3)["action"].shape == (3, 1)
+    with pytest.raises(ValueError, match="'NoSuch-v0' is neither a task .* nor an environment"):
+        find_task("NoSuch-v0")
+
+
+class TwoParts(gymnasium.Env):
+    """Observes a dictionary."""
+
+    observation_space = Dict({"a": Box(-1, 1, (2,)), "b": Box(-1, 1, (1, 3))})
+    action_space = Box(-2, 2, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"a": np.zeros(2, np.float32), "b": np.ones((1, 3), np.float32)}, {}
+
+    def step(self, action):
+        return self.reset()[0], float(action[0]), False, False, {}
+
+
+def test_observations_of_several_parts_become_one_vector():
+    gymnasium.register("TwoParts-v0", TwoParts)
+    env = find_task("TwoParts-v0").make_env()
+    assert env.reset()["observation"].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_suite_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shimmy", None)
+    with pytest.raises(ValueError, match=r"needs shimmy and dm_control .* pip install -e .*dmc"):
+        find_task("dm_control/cartpole-balance-v0")

@@ -205,7 +205,7 @@ def test_dyna_is_an_override(tmp_path, run):
     ("override", "message"),
     [
         ("env=ant", "Could not find 'env/ant'"),
-        ("env.name=Ant-v5", "unknown task 'Ant-v5'; known are ['HalfCheetah-v5'"),
+        ("env.id=Ant-v5", "no reward of Ant-v5 is known: pass reward=learned"),
         ("loss.lambda=1", "Key 'lambda' is not in struct"),
         ("loss.lmbda=-1", "loss.lmbda = -1: must be a number, at least 0"),
         ("loss.lmbda=nan", "loss.lmbda = nan: must be a number, at least 0"),
@@ -271,6 +271,24 @@ def test_multi_step_imagination_trains_on_imagined_states(tmp_path, run):
     (batch,) = path.glob("diverged_step_*.pt")
     states = torch.load(batch, weights_only=True)["states"]["observation"]
     assert ((states[:, :2].norm(dim=-1) - 1).abs() > 1e-3).any()
+
+
+def test_any_environment_with_nothing_known_of_it(tmp_path, run):
+    path = tmp_path / "run"
+    run(path, "env=custom", "env.name=InvertedPendulum-v5")
+    last = rows(path)[-1]
+    assert float(last["loss_reward"]) > 0
+    assert float(last["loss_termination"]) > 0
+    networks = torch.load(path / "networks.pt", weights_only=True)
+    assert networks["reward"]["observation_statistics.mean"].shape == (4,)
+    refused = run(tmp_path / "known", "env=custom", "env.name=Pusher-v4.5", refused=True)
+    assert "'Pusher-v4.5' is neither a task" in refused.err
+
+
+def test_a_task_of_the_control_suite(tmp_path, run):
+    pytest.importorskip("dm_control")
+    run(tmp_path / "run", "env=dmc", "env.name=cartpole-balance")
+    assert float(rows(tmp_path / "run")[-1]["loss_reward"]) > 0
 
 
 def test_help_and_config():

@@ -7,6 +7,7 @@ from torchrl_mage.envs.mujoco import ForwardVelocity
 from torchrl_mage.envs.pendulum import OraclePendulum
 from torchrl_mage.envs.tasks import (
     Task,
+    find_task,
     get_task,
     register_task,
     reward_module,
@@ -21,6 +22,7 @@ __all__ = [
     "ModelBasedEnv",
     "OraclePendulum",
     "Task",
+    "find_task",
     "get_task",
     "register_task",
     "reward_module",

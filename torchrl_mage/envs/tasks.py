@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.wrappers import RescaleAction
+from gymnasium.wrappers import FlattenObservation, RescaleAction
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import GymWrapper
@@ -136,3 +136,42 @@ def get_task(name: str) -> Task:
             "your own."
         )
     return _TASKS[name]
+
+
+def find_task(name: str) -> Task:
+    """The task of a name, or, if none is registered, the environment with nothing known of it.
+
+    Args:
+        name: of a registered task, or any gymnasium id; ``"dm_control/cartpole-balance-v0"`` and
+            its like need the extra ``dmc``. Observations of several parts become one vector.
+
+    Raises:
+        ValueError: gymnasium does not know the name either.
+
+    Example:
+        >>> task = find_task("InvertedPendulum-v5")
+        >>> task.reward is None, task.make_env().observation_spec["observation"].shape
+        (True, torch.Size([4]))
+    """
+    if name in _TASKS:
+        return _TASKS[name]
+    if name.startswith("dm_control/"):
+        try:
+            import shimmy  # noqa: F401  registers them
+        except ImportError as error:
+            raise ValueError(
+                f'{name} needs shimmy and dm_control ({error}): pip install -e ".[dmc]".'
+            ) from error
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"{name!r} is neither a task ({sorted(_TASKS)}) nor an environment that gymnasium "
+            f"knows: {error}"
+        ) from error
+    return Task(name, wrap=_flattened)
+
+
+def _flattened(env: gymnasium.Env) -> gymnasium.Env:
+    space = env.observation_space
+    return env if isinstance(space, Box) and len(space.shape) == 1 else FlattenObservation(env)

@@ -1,0 +1,32 @@
+"""MAGE-SAC, run for seconds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from examples.test_mage_td3 import TINY
+from examples.test_resume import outcome
+
+TINY = [override for override in TINY if not override.startswith("loss.")]
+
+
+def test_a_run_repeats_and_learns_its_temperature(tmp_path, launch):
+    outcomes = []
+    for name in ("a", "b"):
+        launch("mage_sac", f"hydra.run.dir={tmp_path / name}", *TINY, cwd=tmp_path)
+        outcomes.append(outcome(tmp_path / name))
+    assert outcomes[0][:2] == outcomes[1][:2]
+    torch.testing.assert_close(outcomes[0][2], outcomes[1][2], rtol=0, atol=0)
+    last = outcomes[0][0][-1]
+    numbers = {name: float(value) for name, value in last.items() if value != ""}
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert numbers["entropy"] > -1, "a fresh policy is wider than the target entropy"
+    assert 0.99 < numbers["alpha"] < 1, "18 steps of 3e-4 at most"
+
+
+def test_fixed_temperature_stays(tmp_path, launch):
+    path = tmp_path / "run"
+    fixed = ["loss.fixed_alpha=true", "loss.alpha_init=0.3"]
+    launch("mage_sac", f"hydra.run.dir={path}", *TINY, *fixed, cwd=tmp_path)
+    assert abs(float(outcome(path)[0][-1]["alpha"]) - 0.3) < 1e-6
