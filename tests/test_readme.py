@@ -20,7 +20,7 @@ def test_snippets_run(code):
 
 
 def test_there_are_snippets():
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 8
     assert len(blocks("bash")) == 3
 
 

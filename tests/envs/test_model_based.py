@@ -180,6 +180,15 @@ def test_trajectory_propagation_keeps_each_elements_member():
     assert len(members[:, 0].unique()) == 5  # false alarms: 5 * 0.8^64
 
 
+def test_trajectories_may_start_without_a_reset():
+    """As planners do, from the real environment's states."""
+    env = numbered_members(make_env("Pendulum-v1", "trajectory", ensemble_size=5))
+    start = TensorDict(observation=torch.zeros(64, 3), batch_size=[64])
+    data = env.rollout(4, tensordict=start, auto_reset=False)
+    assert (member_of(env, data) == data["ensemble_member"].squeeze(-1)).all()
+    assert (data["ensemble_member"] == data["ensemble_member"][:, :1]).all()
+
+
 def test_step_propagation_draws_anew():
     env = numbered_members(make_env("Pendulum-v1", "step", ensemble_size=5))
     data = env.rollout(6, tensordict=env.reset(TensorDict(batch_size=[64])), auto_reset=False)

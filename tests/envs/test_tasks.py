@@ -267,3 +267,14 @@ def test_a_suite_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "shimmy", None)
     with pytest.raises(ValueError, match=r"needs shimmy and dm_control .* pip install -e .*dmc"):
         find_task("dm_control/cartpole-balance-v0")
+
+
+def test_a_module_may_register_task_and_environment(tmp_path, monkeypatch):
+    (tmp_path / "my_tasks.py").write_text(
+        "from torchrl_mage import Task, get_task, register_task\n"
+        "register_task(Task('MyPendulum', reward=get_task('Pendulum-v1').reward))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_task("my_tasks:MyPendulum") is get_task("MyPendulum")
+    with pytest.raises(ValueError, match="cannot import 'no_such_module', which is to register"):
+        find_task("no_such_module:MyPendulum")

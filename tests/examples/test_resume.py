@@ -105,6 +105,7 @@ OTHERS = {
     "mage_ddpg": [*SMALL, "total_steps=120", "eval_interval=60", "policy.updates_per_step=2"],
     "gradient_error": [*SMALL, *MODEL, "total_steps=120", "horizon=20", "trajectories=3"],
     "mage_td3": [*SMALL, *MODEL, "total_steps=120", "reward=learned", "termination=learned"],
+    "mage_sac": [*SMALL, *MODEL, "total_steps=120"],
     "mage_td3 compiled": [*SMALL, *MODEL, "total_steps=120", "compile=true"],
 }
 
@@ -116,6 +117,7 @@ OTHERS = {
         pytest.param("mage_ddpg", marks=pytest.mark.slow),
         pytest.param("mage_td3 compiled", marks=pytest.mark.slow),
         pytest.param("td3", marks=pytest.mark.slow),
+        pytest.param("mage_sac", marks=pytest.mark.slow),
         pytest.param("gradient_error", marks=pytest.mark.slow),
     ],
 )

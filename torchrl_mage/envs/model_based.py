@@ -161,6 +161,9 @@ class ModelBasedEnv(ModelBasedEnvBase):
         return [GaussianEnsembleWorldModel.member_key] if self.propagation == "trajectory" else []
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self._kept_keys:  # a planner starts from states that were never reset here
+            if tensordict.get(key, None) is None:
+                tensordict.set(key, self._drawn_members(tensordict.batch_size))
         inputs = tensordict.select(*self.world_model.in_keys, *self._kept_keys)
         imagined = self.world_model(inputs)
         out = tensordict.select(*self._kept_keys)
@@ -192,10 +195,13 @@ class ModelBasedEnv(ModelBasedEnvBase):
                 given[fresh] = start.get(key).to(given.dtype)
             out.set(key, given)
         for key in self._kept_keys:
-            member = torch.randint(self._ensemble_size, (*batch, 1), device=self.device)
+            member = self._drawn_members(batch)
             given = tensordict.get(key, None)
             out.set(key, member if given is None else torch.where(fresh[..., None], member, given))
         return self._set_done(out, torch.zeros((*batch, 1), dtype=torch.bool, device=self.device))
+
+    def _drawn_members(self, batch: torch.Size) -> torch.Tensor:
+        return torch.randint(self._ensemble_size, (*batch, 1), device=self.device)
 
     def _fresh_observations(self, count: int, **kwargs: Any) -> TensorDictBase:
         starts = [self.base_env.reset(**kwargs).to(self.device) for _ in range(count)]

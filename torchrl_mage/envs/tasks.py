@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -143,16 +144,26 @@ def find_task(name: str) -> Task:
 
     Args:
         name: of a registered task, or any gymnasium id; ``"dm_control/cartpole-balance-v0"`` and
-            its like need the extra ``dmc``. Observations of several parts become one vector.
+            its like need the extra ``dmc``. ``"module:name"`` imports the module first, which may
+            register both. Observations of several parts become one vector.
 
     Raises:
-        ValueError: gymnasium does not know the name either.
+        ValueError: gymnasium does not know the name either, or the module cannot be imported.
 
     Example:
         >>> task = find_task("InvertedPendulum-v5")
         >>> task.reward is None, task.make_env().observation_spec["observation"].shape
         (True, torch.Size([4]))
     """
+    module, _, name = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"cannot import {module!r}, which is to register {name!r}: {error}; install it or "
+                "put its folder on PYTHONPATH."
+            ) from error
     if name in _TASKS:
         return _TASKS[name]
     if name.startswith("dm_control/"):
