@@ -42,6 +42,7 @@ from torchrl_mage.trainers import (
     DivergenceGuard,
     Evaluation,
     RunFolder,
+    SettingsError,
     TrainingLoop,
     chosen_folder,
     clipped_step,
@@ -91,7 +92,12 @@ def main(cfg: DictConfig) -> float:
     )
 
     # ---------------------------------------------------------------- environment and networks
-    task = get_task("Pendulum-v1")
+    if cfg.env.name != "Pendulum-v1":
+        raise SettingsError(
+            f"env.name = {cfg.env.name!r}: this script needs differentiable true dynamics and has "
+            "Pendulum's alone; leave env out."
+        )
+    task = get_task(cfg.env.name)
     env, eval_env, start_env = (
         task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(3)
     )

@@ -33,6 +33,7 @@ from torchrl_mage.trainers import (
     Counters,
     DivergenceGuard,
     RunFolder,
+    SettingsError,
     TrainingLoop,
     chosen_folder,
     clipped_step,
@@ -83,7 +84,12 @@ def main(cfg: DictConfig) -> float:
         use_offscreen_rendering()
 
     # ---------------------------------------------------------------- environment and networks
-    task = get_task("Pendulum-v1")
+    if cfg.env.name != "Pendulum-v1":
+        raise SettingsError(
+            f"env.name = {cfg.env.name!r}: this script needs differentiable true dynamics and has "
+            "Pendulum's alone; leave env out."
+        )
+    task = get_task(cfg.env.name)
     env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
     obs_dim = env.observation_spec["observation"].shape[-1]
     action_dim = env.action_spec.shape[-1]

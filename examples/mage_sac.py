@@ -30,7 +30,7 @@ from torchrl_mage import (
     Normalizer,
 )
 from torchrl_mage.diagnostics import model_diagnostics
-from torchrl_mage.envs import get_task
+from torchrl_mage.envs import find_task
 from torchrl_mage.modules import critic, stochastic_actor
 from torchrl_mage.trainers import (
     Checkpointer,
@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> float:
         use_offscreen_rendering()
 
     # ---------------------------------------------------------------- environment and networks
-    task = get_task(cfg.env.id)
+    task = find_task(cfg.env.id)
     env, eval_env = (task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(2))
     obs_dim = env.observation_spec["observation"].shape[-1]
     action_dim = env.action_spec.shape[-1]
@@ -117,8 +117,11 @@ def main(cfg: DictConfig) -> float:
         num_cells=cfg.world_model.num_cells,
         device=device,
     )
-    if task.reward is None:
-        raise SettingsError(f"no reward of {task.name} is known; see mage_td3.py reward=learned.")
+    if "learned" in (cfg.get("reward"), cfg.get("termination")) or not task.known:
+        raise SettingsError(
+            f"{task.name}: this script takes tasks whose reward and termination are known; pass "
+            "reward=known termination=known for one that you registered, or use mage_td3.py."
+        )
     parts = [
         dynamics,
         task.reward,
@@ -142,8 +145,11 @@ def main(cfg: DictConfig) -> float:
     critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
     actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
     alpha_optimizer = torch.optim.Adam([mage_loss.log_alpha], lr=cfg.alpha.lr)
+    critic_clip = cfg.critic.grad_clip
+    if critic_clip is None:
+        critic_clip = 10 * cfg.loss.lmbda or 0.5
     model_step = clipped_step(model_optimizer, cfg.world_model.grad_clip)
-    critic_step = clipped_step(critic_optimizer, cfg.critic.grad_clip)
+    critic_step = clipped_step(critic_optimizer, critic_clip)
     actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)
 
     # One eager call on a real state: the loss checks that the world model fits the networks.
@@ -218,7 +224,7 @@ def main(cfg: DictConfig) -> float:
         loss.backward()
         actor_step()
         actor_optimizer.zero_grad()
-        loss_alpha = mage_loss.alpha_loss(metadata["entropy"])
+        loss_alpha = mage_loss.alpha_loss(metadata["entropy"], states)
         if not cfg.loss.fixed_alpha:
             loss_alpha.backward()
             alpha_optimizer.step()

@@ -127,6 +127,8 @@ def main(cfg: DictConfig) -> float:
         raise SettingsError(f"no reward of {task.name} is known: pass reward=learned.")
     if cfg.termination == "learned":
         heads["termination"] = TerminationModel(obs_dim, action_dim, **size)
+    elif not task.known:
+        raise SettingsError(f"when {task.name} ends is not known: pass termination=learned.")
     parts = [
         dynamics,
         heads.get("reward", task.reward),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -30,71 +31,64 @@ IGNORED = (
     "seed",
     "resume",
     "logger",
+    "log_interval",
     "video",
     "device",
     "threads",
     "compile",
+    "matmul_precision",
     "checkpoint_interval",
+    "env_timeout",
 )
 COLUMNS = ("metric", "task", "setting", "step", "runs", "center", "low", "high", "raw")
+Groups = dict[tuple[str, str], list["Run"]]
 
 
 @dataclass
 class Run:
-    """One run's script, settings (flattened to dotted keys) and a column of its ``metrics.csv``."""
+    """One run's script, settings (flattened to dotted keys) and rows of its ``metrics.csv``."""
 
     script: str
     settings: dict[str, Any]
-    steps: np.ndarray
-    values: np.ndarray
+    rows: list[dict[str, str]]
 
     @property
     def task(self) -> str:
         """The environment's name."""
         return self.settings["env.name"]
 
+    def values(self, metric: str) -> dict[int, float]:
+        """The metric by step, where the run has it."""
+        return {int(row["step"]): float(row[metric]) for row in self.rows if row.get(metric)}
 
-def matching(folders: list[Path], patterns: list[str]) -> list[str]:
-    """The columns of the runs' ``metrics.csv`` that fit a pattern, in the files' order."""
-    columns: dict[str, None] = {}
-    for folder in folders:
-        for file in sorted(folder.rglob("metrics.csv")):
-            with file.open() as lines:
-                columns |= dict.fromkeys(next(csv.reader(lines)))
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """Every run below ``folders``: a ``metrics.csv`` beside a ``config.yaml``."""
+    runs = []
+    for file in sorted({f for folder in folders for f in folder.rglob("metrics.csv")}):
+        config = file.with_name("config.yaml")
+        if not config.exists():
+            continue
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
+        hydra = file.parent / "hydra" / "hydra.yaml"
+        script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
+        runs.append(Run(script, flatten(yaml.safe_load(config.read_text())), rows))
+    return runs
+
+
+def matching(runs: list[Run], patterns: list[str]) -> list[str]:
+    """The metrics that fit a pattern and have a value in some run, in the files' order."""
+    columns = dict.fromkeys(
+        name for run in runs for row in run.rows for name, value in row.items() if value
+    )
     found = [name for pattern in patterns for name in columns if fnmatch(name, pattern)]
     if not found:
         raise SystemExit(
-            f"no metrics.csv below {[str(f) for f in folders]} has a column {patterns}; their "
-            f"columns are {list(columns)}."
+            f"no run below the folders has a metric {' or '.join(patterns)}; the {len(runs)} runs "
+            f"there have {list(columns)}."
         )
     return list(dict.fromkeys(found))
-
-
-def read_runs(folders: list[Path], metric: str) -> list[Run]:
-    """Every run below ``folders`` that has ``metric``, with the rows where it has."""
-    runs = []
-    for file in sorted({f for folder in folders for f in folder.rglob("metrics.csv")}):
-        with file.open() as lines:
-            rows = [row for row in csv.DictReader(lines) if row.get(metric)]
-        config = file.with_name("config.yaml")
-        if not rows or not config.exists():
-            continue
-        hydra = file.parent / "hydra" / "hydra.yaml"
-        script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
-        runs.append(
-            Run(
-                script,
-                flatten(yaml.safe_load(config.read_text())),
-                np.array([int(row["step"]) for row in rows]),
-                np.array([float(row[metric]) for row in rows]),
-            )
-        )
-    if not runs:
-        raise SystemExit(
-            f"no metrics.csv with a column {metric!r} beside a config.yaml below "
-            f"{[str(f) for f in folders]}."
-        )
-    return runs
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,16 +100,21 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def group(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by task, by script, and by the settings in which that script's runs of it differ."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+def group(runs: list[Run]) -> Groups:
+    """Runs by task, by script, and by the settings in which that script's runs of it differ.
+
+    A setting that some of them do not have, older ones, tells none apart.
+    """
+    groups: Groups = defaultdict(list)
     several = len({run.script for run in runs}) > 1
     for run in runs:
         peers = [p.settings for p in runs if (p.task, p.script) == (run.task, run.script)]
         keys = [
             key
             for key in run.settings
-            if key not in IGNORED and any(peer.get(key) != run.settings[key] for peer in peers)
+            if key not in IGNORED
+            and all(key in peer for peer in peers)
+            and any(peer[key] != run.settings[key] for peer in peers)
         ]
         differences = ", ".join(f"{key}={run.settings[key]}" for key in keys)
         label = " ".join(filter(None, [run.script if several else "", differences]))
@@ -123,22 +122,24 @@ def group(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
-def aligned(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that all runs have, ``[steps]``, and their values there, ``[runs, steps]``."""
-    common = set.intersection(*(set(run.steps.tolist()) for run in runs))
-    steps = np.array(sorted(common))
-    return steps, np.stack([run.values[np.isin(run.steps, steps)] for run in runs])
+def aligned(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that all runs with the metric have, ``[steps]``, and it, ``[runs, steps]``."""
+    values = [found for run in runs if (found := run.values(metric))]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    return np.array(steps), np.array([[found[step] for step in steps] for found in values])
 
 
-def maximum_average(groups: dict[tuple[str, str], list[Run]]) -> list[str]:
+def maximum_average(groups: Groups, metric: str) -> list[str]:
     """Table 1 (appendix B.5) as Markdown, unsmoothed; population standard deviations."""
     lines = ["| task | setting | runs | step | maximum average | best of each |", "|---" * 6 + "|"]
     for (task, label), runs in groups.items():
-        steps, values = aligned(runs)
+        steps, values = aligned(runs, metric)
+        if not len(steps):
+            continue
         top = values.mean(0).argmax()
         numbers = [f"{x.mean():.2f} +- {x.std():.2f}" for x in (values[:, top], values.max(1))]
         lines.append(
-            " | ".join([f"| {task}", label, f"{len(runs)}", f"{steps[top]}", *numbers]) + " |"
+            " | ".join([f"| {task}", label, f"{len(values)}", f"{steps[top]}", *numbers]) + " |"
         )
     return lines
 
@@ -160,28 +161,27 @@ def bootstrap(
     return low, high
 
 
-def final_scores(groups: dict[tuple[str, str], list[Run]], window: int) -> dict[str, np.ndarray]:
+def final_scores(groups: Groups, metric: str, window: int) -> dict[str, np.ndarray]:
     """Each setting's scores at the last common step, ``[runs, tasks]``.
 
     Smoothed, and scaled so that a task's lowest and highest evaluation of any run are 0 and 1. Of
     runs more numerous on one task than on another, the first are taken.
     """
     tasks = list(dict.fromkeys(task for task, _ in groups))
+    curves = {key: aligned(runs, metric)[1] for key, runs in groups.items()}
     ranges = {
-        task: np.concatenate(
-            [run.values for (of, _), runs in groups.items() if of == task for run in runs]
-        )
+        task: np.concatenate([values.ravel() for (of, _), values in curves.items() if of == task])
         for task in tasks
     }
     scores = {}
     for label in dict.fromkeys(label for _, label in groups):
         if not all((task, label) in groups for task in tasks):
             raise SystemExit(f"setting {label!r} was not run on every one of {tasks}.")
-        count = min(len(groups[task, label]) for task in tasks)
+        count = min(len(curves[task, label]) for task in tasks)
         columns = []
         for task in tasks:
             low, high = ranges[task].min(), ranges[task].max()
-            final = smooth(aligned(groups[task, label])[1], window)[:count, -1]
+            final = smooth(curves[task, label], window)[:count, -1]
             columns.append((final - low) / max(high - low, np.finfo(float).tiny))
         scores[label] = np.stack(columns, 1)
     return scores
@@ -271,19 +271,18 @@ def main() -> None:
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
     center = np.median if args.median else np.mean
-    metrics = matching(args.folders, args.metric)
-    groups = {name: group(read_runs(args.folders, name)) for name in metrics}
+    runs = read_runs(args.folders)
+    metrics = matching(runs, args.metric)
+    groups = group(runs)
     if args.table:
-        print("\n".join(maximum_average(groups[metrics[0]])))
+        print("\n".join(maximum_average(groups, metrics[0])))
         return
     if args.aggregate:
         columns: tuple[str, ...] = ("setting", "metric", "value", "low", "high")
-        figure, table = draw_aggregates(final_scores(groups[metrics[0]], args.smooth))
+        figure, table = draw_aggregates(final_scores(groups, metrics[0], args.smooth))
     else:
         columns = COLUMNS
-        table = [
-            (name, *row) for name in metrics for row in curves(groups[name], args.smooth, center)
-        ]
+        table = [row for name in metrics for row in curves(groups, name, args.smooth, center)]
         which = "median" if args.median else "mean"
         figure = draw(table, f"{which}, 95 % interval, window {args.smooth}")
     with args.out.with_suffix(".csv").open("w", newline="") as file:
@@ -292,17 +291,20 @@ def main() -> None:
     print(f"wrote {args.out.with_suffix('.png')} and {args.out.with_suffix('.csv')}")
 
 
-def curves(
-    groups: dict[tuple[str, str], list[Run]], window: int, center: Any
-) -> list[tuple[Any, ...]]:
-    """The rows of the table, as :data:`COLUMNS` names them behind the metric."""
+def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[Any, ...]]:
+    """The rows of the table, as :data:`COLUMNS` names them."""
     table: list[tuple[Any, ...]] = []
     for (task, label), runs in groups.items():
-        steps, raw = aligned(runs)
+        steps, raw = aligned(runs, metric)
+        if not len(steps):
+            print(f"left out, no common step with {metric}: {task}, {label}", file=sys.stderr)
+            continue
         values = smooth(raw, window)
         low, high = bootstrap(values, center)
         rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
-        table += [(task, label, step, len(runs), *numbers) for step, *numbers in rows]
+        table += [(metric, task, label, step, len(raw), *numbers) for step, *numbers in rows]
+    if not table:
+        raise SystemExit(f"no group of runs has a step in common where {metric} is known.")
     return table
 
 
@@ -314,6 +316,9 @@ def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
     for metric, panels_of_row in zip(metrics, panels, strict=True):
         for task, axes in zip(tasks, panels_of_row, strict=True):
             mine = [row[2:] for row in table if row[:2] == (metric, task)]
+            if not mine:
+                axes.set_axis_off()
+                continue
             for label in dict.fromkeys(row[0] for row in mine):
                 columns = zip(*[row[1:] for row in mine if row[0] == label], strict=True)
                 step, runs, middle, low, high, raw = map(np.array, columns)

@@ -263,6 +263,28 @@ def test_observations_of_several_parts_become_one_vector():
     assert env.reset()["observation"].tolist() == [0, 0, 1, 1, 1]
 
 
+class DoubleActions(gymnasium.Env):
+    """Takes actions in float64 alone, in a box that needs no rescaling."""
+
+    observation_space = Box(-1, 1, (1,))
+    action_space = Box(-1, 1, (1,), dtype=np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert action.dtype == np.float64
+        return action.astype(np.float32), 0.0, False, False, {}
+
+
+def test_actions_are_float32_whatever_the_environment_takes():
+    gymnasium.register("DoubleActions-v0", DoubleActions)
+    data = find_task("DoubleActions-v0").make_env().rollout(2)
+    assert data["action"].dtype == torch.float32
+    torch.testing.assert_close(data["next", "observation"], data["action"])
+
+
 def test_a_suite_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "shimmy", None)
     with pytest.raises(ValueError, match=r"needs shimmy and dm_control .* pip install -e .*dmc"):

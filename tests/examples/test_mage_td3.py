@@ -285,6 +285,12 @@ def test_any_environment_with_nothing_known_of_it(tmp_path, run):
     assert "'Pusher-v4.5' is neither a task" in refused.err
 
 
+def test_when_an_unknown_environment_ends_must_be_learned(tmp_path, run):
+    unknown = ["env=custom", "env.name=InvertedPendulum-v5", "termination=known"]
+    said = run(tmp_path / "run", *unknown, refused=True).err
+    assert "when InvertedPendulum-v5 ends is not known: pass termination=learned" in said
+
+
 def test_a_task_of_the_control_suite(tmp_path, run):
     pytest.importorskip("dm_control")
     run(tmp_path / "run", "env=dmc", "env.name=cartpole-balance")

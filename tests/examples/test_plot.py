@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,6 +70,39 @@ def test_scripts_are_told_apart(monkeypatch, tmp_path):
     assert settings == ["mage_td3 loss.lmbda=0.2", "mage_td3 loss.lmbda=1.0", "td3"]
 
 
+def test_metrics_that_some_runs_lack(monkeypatch, tmp_path, capsys):
+    """An empty column is no metric; runs without one keep their label; no common step is said."""
+    for name, lmbda, numbers in (
+        ("a", 0.2, ["1", ""]),
+        ("b", 0.2, ["", "2"]),
+        ("c", 1.0, ["", ""]),
+    ):
+        write_run(tmp_path / "runs" / name, ord(name), [0, 0], lmbda=lmbda)
+        table = tmp_path / "runs" / name / "metrics.csv"
+        header, *rows = table.read_text().splitlines()
+        rows = [f"{row},{number}," for row, number in zip(rows, numbers, strict=True)]
+        table.write_text("\n".join([f"{header},td_error,gap_error", *rows, ""]))
+    with pytest.raises(SystemExit, match="no group of runs has a step in common where td_error"):
+        plot(monkeypatch, tmp_path, "runs", "--metric", "*_error")
+    assert "no common step with td_error: Pendulum-v1, loss.lmbda=0.2" in capsys.readouterr().err
+    (tmp_path / "runs" / "b" / "metrics.csv").unlink()
+    rows = plot(monkeypatch, tmp_path, "runs", "--metric", "td_error", "wall_time")
+    assert {(row["metric"], row["setting"]) for row in rows} == {
+        ("td_error", "loss.lmbda=0.2"),
+        ("wall_time", "loss.lmbda=0.2"),
+        ("wall_time", "loss.lmbda=1.0"),
+    }
+
+
+def test_a_setting_that_older_runs_lack_tells_none_apart(monkeypatch, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [1])
+    write_run(tmp_path / "runs/b", 1, [3])
+    config = tmp_path / "runs/b/config.yaml"
+    config.write_text(config.read_text() + "new_setting: 1\n")
+    (row,) = plot(monkeypatch, tmp_path, "runs")
+    assert (row["setting"], row["runs"], row["center"]) == ("all settings equal", "2", "2.0")
+
+
 def test_a_row_of_panels_for_each_metric(monkeypatch, tmp_path):
     write_run(tmp_path / "runs/a", 0, [3])
     rows = plot(monkeypatch, tmp_path, "runs", "--metric", "eval_*_mean", "wall_time")
@@ -78,15 +112,19 @@ def test_a_row_of_panels_for_each_metric(monkeypatch, tmp_path):
     ]
 
 
-def test_aggregates_over_tasks(monkeypatch, tmp_path):
+def test_aggregates_over_tasks(tmp_path):
     """Two tasks of ranges 0 to 10 and 0 to 1000; all of lambda 0.2 reach the top, none of 1 do."""
     pytest.importorskip("rliable")
+    # In a process of its own: what rliable imports keeps hold of the captured stderr.
     for lmbda, share in ((0.2, 1.0), (1.0, 0.5)):
         for task, top in (("A", 10), ("B", 1000)):
             for seed in range(3):
                 folder = tmp_path / "runs" / f"{task}{lmbda}{seed}"
                 write_run(folder, seed, [0, share * top], task, lmbda)
-    rows = plot(monkeypatch, tmp_path, "runs", "--aggregate", "--smooth", "1")
+    command = [sys.executable, str(SCRIPT), "runs", "--aggregate", "--smooth", "1"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with (tmp_path / "learning_curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
     found = {(row["setting"], row["metric"]): float(row["value"]) for row in rows}
     for metric in ("median", "IQM", "mean"):
         assert found["loss.lmbda=0.2", metric] == 1
@@ -117,7 +155,7 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
 
 def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
-    message = r"no metrics.csv below \['runs'\] has a column \['eval_return_mean'\]"
+    message = "no run below the folders has a metric eval_return_mean; the 0 runs"
     with pytest.raises(SystemExit, match=message):
         plot(monkeypatch, tmp_path, "runs")
 
@@ -131,7 +169,7 @@ def test_another_column_may_be_drawn(monkeypatch, tmp_path):
         table.write_text("\n".join([f"{header},action_gradient", *rows, ""]))
     drawn = plot(monkeypatch, tmp_path, "runs", "--metric", "action_gradient", "--smooth", "1")
     assert [(row["step"], row["center"]) for row in drawn] == [("500", "2.0"), ("750", "3.0")]
-    with pytest.raises(SystemExit, match=r"has a column \['nothing'\]; their columns are \['step'"):
+    with pytest.raises(SystemExit, match=r"has a metric nothing; the 2 runs there have \['step'"):
         plot(monkeypatch, tmp_path, "runs", "--metric", "nothing")
 
 

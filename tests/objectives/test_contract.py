@@ -240,6 +240,17 @@ def test_each_loss_trains_its_own_network(name):
         assert len(reached) >= max(1, len(own) - 1), "but for the critics' last bias, all of it"
 
 
+@every_loss
+def test_a_mask_of_the_batch_counts_for_every_loss(name):
+    case, whole = Case(name), Case(name, reduction="none")()
+    td = case.td()
+    keep = torch.arange(BATCH) < 5
+    td["collector", "mask"] = keep
+    out = case(td)
+    for key in case.networks:
+        torch.testing.assert_close(out[key], whole[key][..., keep].mean())
+
+
 @every_agent_loss
 @pytest.mark.parametrize("delay", [True, False])
 def test_targets_are_delayed_or_not(name, delay):

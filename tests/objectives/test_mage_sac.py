@@ -158,6 +158,11 @@ def test_temperature_out_of_range_is_named(alpha):
         Case("MAGE-SAC", alpha_init=alpha)
 
 
+def test_target_entropy_that_is_no_number_is_named():
+    with pytest.raises(ValueError, match="target_entropy must be a finite number, got nan"):
+        Case("MAGE-SAC", target_entropy=math.nan)
+
+
 def test_a_deterministic_actor_is_refused():
     actor = TensorDictModule(nn.Linear(OBS, ACTION), ["observation"], ["action"])
     case = Case("MAGE-SAC")

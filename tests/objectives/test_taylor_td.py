@@ -116,6 +116,22 @@ def test_no_variance_is_the_td_error():
     torch.testing.assert_close(out["loss_qvalue"], expected)
 
 
+def test_no_variance_needs_no_gradient():
+    """A model cut from the action is refused, with this loss's remedy, only if it matters."""
+    case = Case("Taylor TD", action_variance=0.0)
+    cut = TensorDictModule(
+        lambda s, a: (s + a.sum(-1, keepdim=True)).detach(),
+        ["observation", "action"],
+        [("next", "observation")],
+    )
+    case.model[0] = cut
+    assert case()["loss_qvalue"].isfinite()
+    case = Case("Taylor TD")
+    case.model[0] = cut
+    with pytest.raises(ValueError, match="set both variances to 0 for the TD error alone"):
+        case()
+
+
 def test_a_state_of_several_entries_has_no_gradient_of_its_own():
     actor = TensorDictModule(nn.Linear(2, 1), ["normalized"], ["action"])
     critic = TensorDictModule(

@@ -8,14 +8,18 @@ import pickle
 import resource
 import signal
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import get_task
+from torchrl_mage.envs import find_task
 from torchrl_mage.trainers import (
     Checkpointer,
     CheckpointError,
@@ -272,6 +276,58 @@ def test_another_environments_state_is_refused():
         EnvState(get_task("Hopper-v5").make_env()).load_state_dict(state)
 
 
+class Listed(gymnasium.Env):
+    """Keeps its state in a list, and an old generator."""
+
+    observation_space = Box(-np.inf, np.inf, (1,))
+    action_space = Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = [0]
+        return np.zeros(1, np.float32), {}
+
+    @property
+    def np_random(self):
+        return np.random.RandomState(0)
+
+    def step(self, action):
+        self.steps[0] += 1
+        return np.array(self.steps, np.float32), 0.0, False, False, {}
+
+
+def test_a_state_that_cannot_be_read_starts_a_new_episode_and_says_so():
+    """Else a transition from the old state to the new episode's would be stored."""
+    gymnasium.register("Listed-v0", Listed)
+
+    def make():
+        return Collector(
+            find_task("Listed-v0").make_env(),
+            None,
+            frames_per_batch=1,
+            total_frames=9,
+            auto_register_policy_transforms=False,
+        )
+
+    collector = make()
+    batches = iter(collector)
+    for _ in range(4):
+        assert next(batches)["next", "observation"] > 0
+    state = CollectorState(collector).state_dict()
+    other = make()
+    with pytest.warns(UserWarning, match=r"keeps \['steps'\], .* goes on with a new episode"):
+        CollectorState(other).load_state_dict(state)
+    rest = torch.cat([batch.clone() for batch in other])
+    assert rest["observation"].flatten().tolist() == [0, 1, 2, 3, 4]
+    assert rest["next", "observation"].flatten().tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_tasks_states_are_read_whole(name):
+    env = get_task(name).make_env()
+    env.rollout(2)
+    assert EnvState(env).unread == []
+
+
 # ---------------------------------------------------------------- which run
 
 
@@ -313,5 +369,8 @@ def test_a_named_run_keeps_its_settings(tmp_path):
     message = r"other settings: loss.lmbda: 0.2 -> 0.05\. Leave them out"
     with pytest.raises(CheckpointError, match=message):
         open_run(old, default, schema={}, resume=str(old), overridden=["resume", "loss.lmbda"])
+    newer = {**default, "loss": {"lmbda": 0.05, "clip": 1.0}, "logger": "csv"}
+    with pytest.raises(CheckpointError, match=r"config.yaml lacks loss.clip, logger\. Add them"):
+        open_run(old, newer, schema={}, resume=str(old), overridden=["resume"])
     assert chosen_folder(None, "new") == "new"
     assert chosen_folder(str(old), "new") == str(old)

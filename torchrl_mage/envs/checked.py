@@ -18,10 +18,10 @@ class EnvironmentFault(RuntimeError):
 
 
 class CheckedEnv(gymnasium.Wrapper):
-    """Passes observations on in float32, and names an environment that does not do its part.
+    """Speaks float32 to the outside, and names an environment that does not do its part.
 
     Args:
-        env: observations are one vector.
+        env: observations and actions are one vector each.
         name: what the messages call it.
         timeout: seconds that a step or a reset may take; ``None`` for any time. Needs the main
             thread, and a call that comes back to Python now and then.
@@ -45,6 +45,12 @@ class CheckedEnv(gymnasium.Wrapper):
         self.observation_space = Box(
             space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
         )
+        actions = env.action_space
+        assert isinstance(actions, Box)
+        self._action_dtype = actions.dtype
+        self.action_space = Box(
+            actions.low.astype(np.float32), actions.high.astype(np.float32), dtype=np.float32
+        )
         self._name = name
         self._timeout = timeout
 
@@ -55,7 +61,7 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The transition, its observation in float32."""
-        out = self._call("step", lambda: self.env.step(action))
+        out = self._call("step", lambda: self.env.step(action.astype(self._action_dtype)))
         if len(out) != 5:
             self._fault(f"{len(out)} values from its step; gymnasium's interface has 5")
         observation, reward, terminated, truncated, info = out

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import NestedKey, expand_as_right, unravel_key
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ModelBasedEnvBase
 
@@ -121,12 +121,15 @@ class ModelBasedEnv(ModelBasedEnvBase):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
         state = self.reset(start.select(*self._observation_keys))
+        (terminated,) = (key for key in self.done_keys if _last(key) == "terminated")
         left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
         for _ in range(steps):
             following = self.step(policy(state.clone(False)))["next"]
-            left = torch.where(following["terminated"], 0, left)
+            left = torch.where(following.get(terminated), 0, left)
             for key in (*self._observation_keys, *self._kept_keys):
-                state.set(key, torch.where(left > 0, following.get(key), state.get(key)))
+                then = following.get(key)
+                moves = expand_as_right(left.squeeze(-1) > 0, then)
+                state.set(key, torch.where(moves, then, state.get(key)))
             left = left - 1
         return state.select(*self._observation_keys)
 
@@ -209,11 +212,14 @@ class ModelBasedEnv(ModelBasedEnvBase):
 
     def _set_done(self, out: TensorDictBase, terminated: torch.Tensor) -> TensorDictBase:
         for key in self.full_done_spec.keys(True, True):
-            name = key[-1] if isinstance(key, tuple) else key
-            truncated = name == "truncated"
+            truncated = _last(key) == "truncated"
             out.set(key, torch.zeros_like(terminated) if truncated else terminated.clone())
         return out
 
     def _set_seed(self, seed: int | None) -> None:
         """Seeds ``base_env``; what the model draws comes from the global generator."""
         self.base_env.set_seed(seed)
+
+
+def _last(key: NestedKey) -> str:
+    return key[-1] if isinstance(key, tuple) else key

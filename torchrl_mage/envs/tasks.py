@@ -33,6 +33,8 @@ class Task:
             where the task never ends. A time limit is no termination.
         wrap: applied to the gymnasium environment; its spaces are those that are checked, and its
             actions those that are rescaled to [-1, 1].
+        known: whether reward and termination are what they are said to be; ``False`` of an
+            environment of which nothing is known.
 
     Example:
         >>> task = Task("Pendulum-v1", reward=None)
@@ -44,6 +46,7 @@ class Task:
     reward: TensorDictModule | None = None
     termination: TensorDictModule | None = None
     wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None
+    known: bool = True
 
     def make_env(
         self,
@@ -180,7 +183,7 @@ def find_task(name: str) -> Task:
             f"{name!r} is neither a task ({sorted(_TASKS)}) nor an environment that gymnasium "
             f"knows: {error}"
         ) from error
-    return Task(name, wrap=_flattened)
+    return Task(name, wrap=_flattened, known=False)
 
 
 def _flattened(env: gymnasium.Env) -> gymnasium.Env:

@@ -83,9 +83,18 @@ def ended(next_state: TensorDictBase, keys: TransitionKeys) -> tuple[Tensor, Ten
 
 
 def check_depends_on_action(
-    imagine: Callable[[Tensor], TensorDictBase], action: Tensor, next_keys: Sequence[NestedKey]
+    imagine: Callable[[Tensor], TensorDictBase],
+    action: Tensor,
+    next_keys: Sequence[NestedKey],
+    remedy: str,
 ) -> None:
     """Refuses a world model whose next state carries no gradient to the action.
+
+    Args:
+        imagine: the action to the next state.
+        action: ``[*B, A]``.
+        next_keys: the entries of the next state.
+        remedy: what else the user may do, for the message.
 
     Raises:
         ValueError: the path is cut.
@@ -101,7 +110,7 @@ def check_depends_on_action(
     if gradient is None:
         raise ValueError(
             f"the world model's next state {[('next', key) for key in next_keys]} "
-            "carries no gradient to the action: MAGE differentiates through it. Remove "
-            "detach() or no_grad() from the model, sample by reparameterisation (rsample), or "
-            "set gradient_coeff=0 for Dyna."
+            "carries no gradient to the action: the loss differentiates through it. Remove "
+            f"detach() or no_grad() from the model, sample by reparameterisation (rsample), or "
+            f"{remedy}."
         )

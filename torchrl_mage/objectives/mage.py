@@ -149,6 +149,7 @@ class MAGELoss(TD3Loss):
         "state_action_value_actor",
     ]
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
+    _without_gradient = "set gradient_coeff=0 for Dyna"
 
     actor_network: TensorDictModule
     qvalue_network: TensorDictModule
@@ -508,7 +509,8 @@ class MAGELoss(TD3Loss):
         devices = [self.max_action.device] if self.max_action.is_cuda else []
         with torch.random.fork_rng(devices):
             action = self._act(state, self.actor_network_params).detach()
-            check_depends_on_action(partial(self._imagine, state), action, self._next_keys)
+            imagine = partial(self._imagine, state)
+            check_depends_on_action(imagine, action, self._next_keys, self._without_gradient)
         self._next_state_checked = True
 
     # ------------------------------------------------------------------ life cycle

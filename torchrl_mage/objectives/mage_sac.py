@@ -180,6 +180,8 @@ class MAGESACLoss(MAGELoss):
                     "tell: pass action_spec, or the number itself."
                 )
             target_entropy = -float(self.max_action.shape[-1])
+        elif not math.isfinite(target_entropy):
+            raise ValueError(f"target_entropy must be a finite number, got {target_entropy}.")
         self.target_entropy = float(target_entropy)
         log_alpha = torch.tensor(
             math.log(alpha_init), dtype=self.max_action.dtype, device=self.max_action.device
@@ -193,7 +195,7 @@ class MAGESACLoss(MAGELoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """All losses and their diagnostics, from the states in ``tensordict``."""
         out = super().forward(tensordict)
-        out.set("loss_alpha", self.alpha_loss(out.get("entropy")))
+        out.set("loss_alpha", self.alpha_loss(out.get("entropy"), tensordict))
         return out.set("alpha", self.log_alpha.detach().exp())
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,11 +211,14 @@ class MAGESACLoss(MAGELoss):
             "entropy": -log_prob.detach(),
         }
 
-    def alpha_loss(self, entropy: Tensor) -> Tensor:
-        """The temperature's loss, from the ``entropy`` of the actor's draws, ``[*B]``."""
+    def alpha_loss(self, entropy: Tensor, tensordict: TensorDictBase | None = None) -> Tensor:
+        """The temperature's loss, from the ``entropy`` of the actor's draws, ``[*B]``.
+
+        A ``tensordict`` is read for its mask alone, which the other losses heed too.
+        """
         if self.fixed_alpha:
             entropy = torch.full_like(entropy, self.target_entropy)
-        return self._reduce_loss(self.log_alpha * (entropy - self.target_entropy))
+        return self._reduce_loss(self.log_alpha * (entropy - self.target_entropy), tensordict)
 
     def _sample(self, state: TensorDictBase, params: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``a ~ pi(s)``, ``[*B, A]``, and ``log pi(a|s)``, ``[*B]``."""

@@ -90,6 +90,7 @@ class TaylorTDLoss(MAGELoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
+    _without_gradient = "set both variances to 0 for the TD error alone"
 
     actor_network: TensorDictModule
     qvalue_network: TensorDictModule
@@ -127,6 +128,7 @@ class TaylorTDLoss(MAGELoss):
             bounds=bounds,
             num_qvalue_nets=num_qvalue_nets,
             sub_sample_len=sub_sample_len,
+            gradient_coeff=float(bool(action_variance or state_variance)),
             policy_noise=policy_noise,
             noise_clip=noise_clip,
             loss_function="l2",
@@ -159,12 +161,11 @@ class TaylorTDLoss(MAGELoss):
         action_gradient_error_CBA: Tensor | None = None,
         state_gradient_error_CBD: Tensor | None = None,
     ) -> Tensor:
-        assert action_gradient_error_CBA is not None
-        assert state_gradient_error_CBD is not None
+        none = td_error_CB.new_zeros(*td_error_CB.shape, 0)  # a gradient of no features
         return taylor_td_loss(
             td_error_CB,
-            action_gradient_error_CBA,
-            state_gradient_error_CBD,
+            none if action_gradient_error_CBA is None else action_gradient_error_CBA,
+            none if state_gradient_error_CBD is None else state_gradient_error_CBD,
             action_variance=self.action_variance,
             state_variance=self.state_variance,
         )

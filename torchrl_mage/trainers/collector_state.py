@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from tensordict import TensorDict
@@ -13,7 +14,8 @@ from torchrl_mage.trainers.env_state import EnvState
 class CollectorState:
     """A collector's counters, the tensordict it carries from step to step, and its environment.
 
-    ``Collector.state_dict`` starts a new episode when it is loaded; this goes on in the old one.
+    ``Collector.state_dict`` starts a new episode when it is loaded; this goes on in the old one,
+    unless the environment keeps a state that cannot be read: then a new one starts, with a warning.
 
     Args:
         collector: of one gymnasium environment, before or between two of its batches.
@@ -41,4 +43,13 @@ class CollectorState:
         collector._traj_pool.load_state_dict(state["trajectories"])
         carrier = TensorDict(state["carrier"], batch_size=collector._carrier.batch_size)
         collector._carrier = carrier.to(collector._carrier.device).unflatten_keys("/")
-        self._env.load_state_dict(state["environment"])
+        if unread := self._env.unread:
+            warnings.warn(
+                f"the environment keeps {unread}, which a checkpoint cannot hold: the run goes on "
+                "with a new episode instead of bit for bit. Attributes that are numbers or arrays "
+                "are held.",
+                stacklevel=2,
+            )
+            collector.reset()
+        else:
+            self._env.load_state_dict(state["environment"])

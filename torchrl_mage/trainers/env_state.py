@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import mujoco
 import numpy as np
 import torch
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.registration import EnvSpec
 from torchrl.envs import GymWrapper
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -20,8 +22,8 @@ class EnvState:
 
     That is, of the environment and each wrapper around it: the numbers and arrays it holds (a
     classic-control state, the time limit's counter), the random generator, and MuJoCo's integration
-    state. An environment that keeps its state elsewhere, in objects of its own or another process,
-    goes on from another state than it was in.
+    state. What an environment keeps elsewhere, in lists or objects of its own, is not read: see
+    :attr:`unread`.
 
     Args:
         env: a TorchRL wrapper of one gymnasium environment.
@@ -48,6 +50,16 @@ class EnvState:
             layer = layer.env
         yield layer
 
+    @property
+    def unread(self) -> list[str]:
+        """The environment's attributes that may hold a state which is not read, MuJoCo's aside."""
+        bare = self._env._env.unwrapped
+        if isinstance(bare, MujocoEnv):
+            return []
+        return [
+            key for key, value in vars(bare).items() if not _is_plain(value) and not _fixed(value)
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings, nested by the layer's class."""
         layers = []
@@ -55,10 +67,9 @@ class EnvState:
             values = {k: _encode(v) for k, v in vars(layer).items() if _is_plain(v)}
             layers.append({"class": type(layer).__name__, "values": values})
         bare = self._env._env.unwrapped
-        state: dict[str, Any] = {
-            "layers": layers,
-            "random": _encode_random(bare.np_random.bit_generator.state),
-        }
+        state: dict[str, Any] = {"layers": layers}
+        if isinstance(bare.np_random, np.random.Generator):
+            state["random"] = _encode_random(bare.np_random.bit_generator.state)
         if isinstance(bare, MujocoEnv):
             physics = np.empty(mujoco.mj_stateSize(bare.model, INTEGRATION))
             mujoco.mj_getState(bare.model, bare.data, physics, INTEGRATION)
@@ -79,7 +90,8 @@ class EnvState:
             for key, value in entry["values"].items():
                 setattr(layer, key, _decode(value))
         bare = self._env._env.unwrapped
-        bare.np_random.bit_generator.state = _decode_random(state["random"])
+        if "random" in state:
+            bare.np_random.bit_generator.state = _decode_random(state["random"])
         if isinstance(bare, MujocoEnv):
             physics = state["physics"].numpy()
             mujoco.mj_setState(bare.model, bare.data, physics, INTEGRATION)
@@ -93,6 +105,12 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "bif"
     return value is None or isinstance(value, (bool, int, float, str, np.number))
+
+
+def _fixed(value: Any) -> bool:
+    """What no step changes, or is read otherwise."""
+    kinds = (gymnasium.Space, EnvSpec, np.random.Generator, type, ModuleType)
+    return isinstance(value, kinds) or callable(value)
 
 
 def _encode(value: Any) -> Any:

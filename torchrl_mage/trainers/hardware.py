@@ -22,8 +22,9 @@ def set_up_torch(
         device: ``"auto"`` is a GPU where there is one, else the CPU.
         seed: of the global generators.
         threads: of the CPU; ``None`` leaves PyTorch's choice, one a core.
-        matmul_precision: of float32 products on a GPU: ``"highest"`` computes in float32,
-            ``"high"`` in TF32, ``"medium"`` in bfloat16.
+        matmul_precision: of float32 products, see :func:`torch.set_float32_matmul_precision`:
+            ``"highest"`` computes in float32, the others in TF32 or bfloat16 where the hardware
+            has them.
 
     Raises:
         SettingsError: there is no such GPU.

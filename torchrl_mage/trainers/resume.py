@@ -71,6 +71,11 @@ def open_run(
         if not checkpoints(path) or not (path / CONFIG).exists():
             raise CheckpointError(f"resume={resume}: no checkpoint of a run in {path}.")
         saved = _read(path)
+        if lacking := _lacking(saved, settings):
+            raise CheckpointError(
+                f"{path} was run by another version of the script: its {CONFIG} lacks "
+                f"{', '.join(lacking)}. Add them there, or start a run of its own without resume."
+            )
         differing = [
             line
             for key in overridden
@@ -119,6 +124,17 @@ def differing_keys(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
             found += [f"{key}.{line}" for line in differing_keys(old, new)]
         else:
             found.append(f"{key}: {old} -> {new}")
+    return found
+
+
+def _lacking(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of nested settings that older ones do not have."""
+    found = []
+    for key, value in wanted.items():
+        if key not in saved:
+            found.append(key)
+        elif isinstance(value, Mapping) and isinstance(saved[key], Mapping):
+            found += [f"{key}.{line}" for line in _lacking(saved[key], value)]
     return found
 
 

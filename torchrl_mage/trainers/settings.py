@@ -17,6 +17,7 @@ _LIMITS = {
     "maximum": "at most {}",
     "exclusiveMaximum": "below {}",
     "minItems": "of length {} or more",
+    "pattern": "a text like {}",
 }
 _TYPES = Draft202012Validator.TYPE_CHECKER.redefine(
     "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from examples.test_mage_td3 import TINY
 from examples.test_resume import outcome
@@ -30,3 +31,18 @@ def test_fixed_temperature_stays(tmp_path, launch):
     fixed = ["loss.fixed_alpha=true", "loss.alpha_init=0.3"]
     launch("mage_sac", f"hydra.run.dir={path}", *TINY, *fixed, cwd=tmp_path)
     assert abs(float(outcome(path)[0][-1]["alpha"]) - 0.3) < 1e-6
+
+
+@pytest.mark.parametrize("task", ["InvertedPendulum-v5", "Pendulum-v1"])
+def test_what_it_would_ignore_is_refused(tmp_path, launch, capfd, task):
+    custom = ["env=custom", f"env.name={task}"]
+    with pytest.raises(SystemExit):
+        launch("mage_sac", f"hydra.run.dir={tmp_path / 'run'}", *TINY, *custom, cwd=tmp_path)
+    assert "reward=known termination=known" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["mage_ddpg", "gradient_error"])
+def test_other_scripts_have_pendulums_dynamics_alone(tmp_path, launch, capfd, script):
+    with pytest.raises(SystemExit):
+        launch(script, f"hydra.run.dir={tmp_path / 'run'}", "env=hopper", cwd=tmp_path)
+    assert "env.name = 'Hopper-v5': this script needs differentiable" in capfd.readouterr().err
