@@ -224,6 +224,26 @@ def test_visited_states_are_up_to_so_many_steps_away():
         env.visited_states(env.rand_action, start, -1)
 
 
+def test_visited_states_of_a_linear_problem():
+    """``s' = s A + a B`` under ``a = s K``: after ``k`` steps ``s (A + K B)^k``."""
+    torch.manual_seed(0)
+    drift, push, gain = torch.randn(3, 3), torch.randn(1, 3), torch.randn(3, 1)
+    observation, action, following = "observation", "action", ("next", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s @ drift + a @ push, [observation, action], [following]),
+        TensorDictModule(lambda a: a, [action], [("next", "reward")]),
+    )
+    env = ModelBasedEnv(world_model, get_task("Pendulum-v1").make_env())
+    start = torch.randn(200, 3)
+    policy = TensorDictModule(lambda s: s @ gain, [observation], [action])
+    visited = env.visited_states(policy, TensorDict(observation=start, batch_size=[200]), 3)
+    closed = drift + gain @ push
+    possible = torch.stack([start @ torch.linalg.matrix_power(closed, k) for k in range(4)])
+    error = (possible - visited["observation"]).norm(dim=-1) / (1 + possible.norm(dim=-1))
+    assert (error.min(0).values < 1e-5).all()
+    assert error.argmin(0).unique().tolist() == [0, 1, 2, 3]
+
+
 def test_visited_states_stay_before_the_end():
     env = counting_env(end=2)
     start = TensorDict(observation=torch.zeros(10, 100, 3), batch_size=[10, 100])

@@ -37,11 +37,13 @@ def terminated_fn(next_observation):
 class Problem:
     """A loss in float64 and the plain modules it is made of."""
 
-    def __init__(self, termination=True, dynamics=None, seed=0, **kwargs):
+    def __init__(self, termination=True, dynamics=None, seed=0, critic=None, **kwargs):
         torch.manual_seed(seed)
         make = {"activation_class": nn.SiLU, "num_cells": [16, 16]}
         self.actor_net = nn.Sequential(MLP(OBS, ACTION, **make), nn.Tanh()).double()
-        self.critic_nets = [MLP(OBS + ACTION, 1, **make).double() for _ in range(2)]
+        self.critic_nets = [
+            MLP(OBS + ACTION, 1, **make | (critic or {})).double() for _ in range(2)
+        ]
         self.dynamics = dynamics or GaussianEnsembleWorldModel(
             OBS, ACTION, ensemble_size=3, num_cells=(16, 16), sampling="mean", dtype=torch.float64
         )
@@ -151,6 +153,36 @@ def test_critic_loss_and_gradients_equal_naive_double_backward(loss_function, lm
     assert set(names) == set(ours)
     for name, gradient in zip(names, expected_gradients, strict=True):
         torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+NORM = {"norm_class": nn.LayerNorm, "norm_kwargs": {"normalized_shape": 16}}
+
+
+def test_critics_with_layer_norm_equal_naive_double_backward():
+    problem = Problem(critic=NORM, lmbda=0.2)
+    loss, _ = problem.loss.value_loss(problem.td())
+    loss.backward()
+    expected, gradients = problem.naive(lmbda=0.2, gradient_coeff=1.0, loss_function="smooth_l1")
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    ours = {k: v.grad for k, v in problem.loss.qvalue_network_params.flatten_keys(".").items()}
+    names = [f"module.{name}" for name, _ in problem.critic_nets[0].named_parameters()]
+    assert set(names) == set(ours)
+    for name, gradient in zip(names, gradients, strict=True):
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_critics_with_dropout_draw_their_own_masks():
+    """In training each critic drops its own units at each call; in evaluation none does."""
+    problem = Problem(critic={"dropout": 0.5})
+    weights = problem.loss.qvalue_network_params.data
+    weights[1] = weights[0].clone()
+    first, second = (problem.loss.value_loss(problem.td())[1]["pred_value"] for _ in range(2))
+    assert not torch.allclose(first[0], first[1])
+    assert not torch.allclose(first, second)
+    problem.loss.eval()
+    first, second = (problem.loss.value_loss(problem.td())[1]["pred_value"] for _ in range(2))
+    torch.testing.assert_close(first[0], first[1])
+    torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("loss_function", ["l2", "smooth_l1"])

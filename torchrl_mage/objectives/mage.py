@@ -532,6 +532,13 @@ class MAGELoss(TD3Loss):
             )
         return self
 
+    def train(self, mode: bool = True) -> MAGELoss:
+        """Training or evaluation mode of actor and critics too: whether their dropout drops."""
+        super().train(mode)
+        for network in (self.actor_network, self.qvalue_network):
+            network.train(mode)
+        return self
+
     def _forget(self, tensordict: TensorDictBase) -> None:
         self._clear_weakrefs(
             tensordict,
