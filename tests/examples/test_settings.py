@@ -73,6 +73,8 @@ POOLS = {
     "policy.updates_per_step": counts,
     "policy.batch_size": counts,
     "policy.actor_delay": counts,
+    "policy.imagination_steps": ([0, 1, 4], [-1, 0.5, "x", "null"]),
+    "matmul_precision": (["highest", "high", "medium"], ["exact", 32, "null"]),
     "policy.tau": ([1e-6, 0.1, 0.5], [0, 0.51, -1, "inf"]),
     "loss.lmbda": nonnegative,
     "loss.gradient_coeff": nonnegative,
@@ -169,7 +171,7 @@ def test_every_setting_has_a_range():
         for key, below in config.items():
             yield from [f"{key}.{k}" for k in leaves(below)] if isinstance(below, dict) else [key]
 
-    for script in ("mage_td3", "td3", "mage_ddpg"):
+    for script in ("mage_td3", "mage_sac", "td3", "mage_ddpg", "gradient_error"):
         with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
             config = OmegaConf.to_container(compose(script))
         del config["env"]
