@@ -88,27 +88,23 @@ def test_ten_thousand_steps_leak_neither_memory_nor_file_handles(watch, record_p
     assert max(f for _, f in last) <= max(f for _, f in first)
 
 
+# Peak of a compiled critic update, the largest, at HalfCheetah's sizes (torch.profiler).
+ACTIVATIONS = 42e6
+
+
 def held_bytes(size, steps):
-    """What HalfCheetah's trainer must hold: parameters, gradients, RAdam's two moments, the buffer
-    and the activations of its largest update, the model's (inputs and outputs of every layer, the
-    activation's too).
+    """What HalfCheetah's trainer must hold: parameters, gradients, RAdam's two moments, targets,
+    the buffer and the activations of one update.
     """
 
     def parameters(*widths):
         return sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
     inputs = size.obs + size.action
-    trained = (
-        size.members * parameters(inputs, *size.model, 2 * size.obs)
-        + parameters(size.obs, *size.actor, size.action)
-        + 2 * parameters(inputs, *size.critic, 1)
-    )
-    targets = parameters(size.obs, *size.actor, size.action) + 2 * parameters(
-        inputs, *size.critic, 1
-    )
-    activations = size.members * 256 * (inputs + 2 * sum(size.model) + 2 * 2 * size.obs)
+    agent = parameters(size.obs, *size.actor, size.action) + 2 * parameters(inputs, *size.critic, 1)
+    trained = agent + size.members * parameters(inputs, *size.model, 2 * size.obs)
     buffer = steps * (2 * size.obs + size.action + 2)
-    return 4 * (4 * trained + targets + activations + buffer)
+    return 4 * (4 * trained + agent + buffer) + ACTIVATIONS
 
 
 def test_halfcheetah_holds_little_more_than_it_must(watch, record_property):
@@ -123,7 +119,7 @@ def test_halfcheetah_holds_little_more_than_it_must(watch, record_property):
 
     after_warm_up = resident(full)
     tenth = len(after_warm_up) // 10
-    growth = max(after_warm_up[-tenth:]) / max(after_warm_up[:tenth]) - 1
+    growth = median(after_warm_up[-tenth:]) / median(after_warm_up[:tenth]) - 1
     taken = max(after_warm_up) - median(resident(base))
     must = held_bytes(SIZES["halfcheetah"], 2500)
     record_property("memory growth", growth)
