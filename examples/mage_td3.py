@@ -136,7 +136,9 @@ def main(cfg: DictConfig) -> float:
         normalizer.on(("next", "observation"), ("next", "normalized_observation")),
     ]
     world_model = TensorDictSequential(*(part for part in parts if part is not None))
-    imagination = ModelBasedEnv(world_model, task.make_env(device=device))
+    imagination = None  # the paper: the buffer's states alone
+    if cfg.policy.imagination_steps:
+        imagination = ModelBasedEnv(world_model, task.make_env(device=device))
 
     # ---------------------------------------------------------------- losses and optimisers
     model_loss = GaussianEnsembleLoss(dynamics)
@@ -348,7 +350,7 @@ def main(cfg: DictConfig) -> float:
                 fit_heads(data)
             if step >= cfg.warmup_steps:
                 sample = buffer.sample().select("observation")
-                if cfg.policy.imagination_steps:  # 0 is the paper
+                if imagination is not None:
                     sample = imagination.visited_states(
                         policy, sample, cfg.policy.imagination_steps
                     )

@@ -168,20 +168,20 @@ def final_scores(groups: Groups, metric: str, window: int) -> dict[str, np.ndarr
     runs more numerous on one task than on another, the first are taken.
     """
     tasks = list(dict.fromkeys(task for task, _ in groups))
-    curves = {key: aligned(runs, metric)[1] for key, runs in groups.items()}
+    found = {key: aligned(runs, metric)[1] for key, runs in groups.items()}
     ranges = {
-        task: np.concatenate([values.ravel() for (of, _), values in curves.items() if of == task])
+        task: np.concatenate([values.ravel() for (of, _), values in found.items() if of == task])
         for task in tasks
     }
     scores = {}
     for label in dict.fromkeys(label for _, label in groups):
         if not all((task, label) in groups for task in tasks):
             raise SystemExit(f"setting {label!r} was not run on every one of {tasks}.")
-        count = min(len(curves[task, label]) for task in tasks)
+        count = min(len(found[task, label]) for task in tasks)
         columns = []
         for task in tasks:
             low, high = ranges[task].min(), ranges[task].max()
-            final = smooth(curves[task, label], window)[:count, -1]
+            final = smooth(found[task, label], window)[:count, -1]
             columns.append((final - low) / max(high - low, np.finfo(float).tiny))
         scores[label] = np.stack(columns, 1)
     return scores
@@ -211,7 +211,7 @@ def draw_aggregates(scores: dict[str, np.ndarray]) -> tuple[Figure, list[tuple[A
     thresholds = np.linspace(0, 1, 101)
     profiles, bands = library.create_performance_profile(scores, thresholds, reps=2000)
     figure = Figure(figsize=(12, 4), layout="constrained")
-    bars, curves = figure.subplots(1, 2)
+    bars, profile = figure.subplots(1, 2)
     positions = np.arange(len(names))
     table: list[tuple[Any, ...]] = []
     for turn, label in enumerate(scores):
@@ -233,7 +233,7 @@ def draw_aggregates(scores: dict[str, np.ndarray]) -> tuple[Figure, list[tuple[A
         performance_profile_cis=bands,
         colors={label: f"C{turn}" for turn, label in enumerate(scores)},
         xlabel="normalised return",
-        ax=curves,
+        ax=profile,
     )
     return figure, table
 

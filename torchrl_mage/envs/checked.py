@@ -40,17 +40,9 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, name: str, timeout: float | None = None) -> None:
         super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, Box)
-        self.observation_space = Box(
-            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-        )
-        actions = env.action_space
-        assert isinstance(actions, Box)
-        self._action_dtype = actions.dtype
-        self.action_space = Box(
-            actions.low.astype(np.float32), actions.high.astype(np.float32), dtype=np.float32
-        )
+        self.observation_space = _in_float32(env.observation_space)
+        self.action_space = _in_float32(env.action_space)
+        self._action_dtype = env.action_space.dtype
         self._name = name
         self._timeout = timeout
 
@@ -91,6 +83,11 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def _fault(self, what: str) -> NoReturn:
         raise EnvironmentFault(f"{self._name} returned {what}. Mend it or give the Task a wrap.")
+
+
+def _in_float32(space: gymnasium.Space) -> Box:
+    assert isinstance(space, Box)
+    return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
 
 
 @contextmanager

@@ -320,16 +320,14 @@ class MAGELoss(TD3Loss):
         with torch.no_grad():
             action = self._act(state, self.actor_network_params)
 
-        def imagine(action: Tensor) -> tuple[TensorDictBase, Tensor]:
+        def transition(action: Tensor) -> tuple[TensorDictBase, Tensor]:
             imagined = self._imagine(state, action)
-            reward = imagined.get(self.tensor_keys.reward)
-            next_state = imagined.select(*self._next_keys)
-            return next_state.set(
-                _GOES_ON, 1 - ended(imagined, self.tensor_keys)[1]
-            ), reward.squeeze(-1)
+            _, share = ended(imagined, self.tensor_keys)
+            next_state = imagined.select(*self._next_keys).set(_GOES_ON, 1 - share)
+            return next_state, imagined.get(self.tensor_keys.reward).squeeze(-1)
 
         paths = target_gradient_paths(
-            imagine,
+            transition,
             lambda next_state: TensorDict(
                 {str(i): x for i, x in enumerate(self._target_action(next_state, actor_params))}
             ),
@@ -445,7 +443,7 @@ class MAGELoss(TD3Loss):
         """``y`` and the share of terminated next states, each ``[*B]``, differentiable in ``a``."""
         keys = self.tensor_keys
         imagined = self._imagine(state, action)
-        terminated, share = ended(imagined, self.tensor_keys)
+        terminated, share = ended(imagined, keys)
         next_state = imagined.select(*self._next_keys)
         chosen = self._target_action(next_state, actor_params)
         next_value = self._next_value(next_state, chosen, qvalue_params)
@@ -509,8 +507,9 @@ class MAGELoss(TD3Loss):
         devices = [self.max_action.device] if self.max_action.is_cuda else []
         with torch.random.fork_rng(devices):
             action = self._act(state, self.actor_network_params).detach()
-            imagine = partial(self._imagine, state)
-            check_depends_on_action(imagine, action, self._next_keys, self._without_gradient)
+            check_depends_on_action(
+                partial(self._imagine, state), action, self._next_keys, self._without_gradient
+            )
         self._next_state_checked = True
 
     # ------------------------------------------------------------------ life cycle

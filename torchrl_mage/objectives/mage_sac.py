@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
@@ -106,22 +105,11 @@ class MAGESACLoss(MAGELoss):
         ['loss_actor', 'loss_alpha', 'loss_qvalue']
     """
 
-    @dataclass
-    class _AcceptedKeys(MAGELoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts."""
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
     out_keys = [*MAGELoss.out_keys, "loss_alpha", "alpha", "entropy"]  # noqa: RUF012
 
     log_alpha: Tensor
     target_entropy: float
     actor_network: ProbabilisticTensorDictSequential
-    qvalue_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    qvalue_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
 
     def __init__(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -84,20 +83,7 @@ class TaylorTDLoss(MAGELoss):
         torch.Size([])
     """
 
-    @dataclass
-    class _AcceptedKeys(MAGELoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts."""
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
     _without_gradient = "set both variances to 0 for the TD error alone"
-
-    actor_network: TensorDictModule
-    qvalue_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    qvalue_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def open_run(
         if not checkpoints(path) or not (path / CONFIG).exists():
             raise CheckpointError(f"resume={resume}: no checkpoint of a run in {path}.")
         saved = _read(path)
-        if lacking := _lacking(saved, settings):
+        held = set(_leaves(saved))
+        if lacking := [key for key in _leaves(settings) if key not in held]:
             raise CheckpointError(
                 f"{path} was run by another version of the script: its {CONFIG} lacks "
                 f"{', '.join(lacking)}. Add them there, or start a run of its own without resume."
@@ -127,15 +128,13 @@ def differing_keys(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return found
 
 
-def _lacking(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of nested settings that older ones do not have."""
-    found = []
-    for key, value in wanted.items():
-        if key not in saved:
-            found.append(key)
-        elif isinstance(value, Mapping) and isinstance(saved[key], Mapping):
-            found += [f"{key}.{line}" for line in _lacking(saved[key], value)]
-    return found
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _read(path: Path) -> dict[str, Any]:
