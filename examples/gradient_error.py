@@ -1,8 +1,9 @@
 """How far a critic's action-gradient is from the true one (arXiv:2004.14309, Eq. 14, appendix D.2).
 
 200 random transitions of Pendulum, then MAGE's critics are trained as in ``mage_td3.py`` while the
-actor stays as it was drawn. Every 10 steps, along 10 trajectories, the action-gradient of the first
-critic is compared with that of the empirical return, differentiated through the true dynamics.
+actor, and what normalises its input, stay as they are. Every 10 steps, along 10 trajectories, the
+action-gradient of the first critic is compared with that of the empirical return, differentiated
+through the true dynamics.
 
 python examples/gradient_error.py                           # MAGE
 python examples/gradient_error.py loss.gradient_coeff=0     # Dyna
@@ -97,6 +98,11 @@ def main(cfg: DictConfig) -> float:
             f"env.name = {cfg.env.name!r}: this script needs differentiable true dynamics and has "
             "Pendulum's alone; leave env out."
         )
+    if cfg.video or cfg.on_divergence != "stop":
+        raise SettingsError(
+            f"video = {cfg.video}, on_divergence = {cfg.on_divergence}: this script's actor is "
+            "the one thing that stays as it is; leave both out."
+        )
     task = get_task(cfg.env.name)
     env, eval_env, start_env = (
         task.make_env(device=device, timeout=cfg.env_timeout) for _ in range(3)
@@ -133,9 +139,7 @@ def main(cfg: DictConfig) -> float:
         decoupled_weight_decay=True,
     )
     critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
-    critic_clip = cfg.critic.grad_clip
-    if critic_clip is None:
-        critic_clip = 10 * cfg.loss.lmbda or 0.5
+    critic_clip = cfg.critic.grad_clip or 10 * cfg.loss.lmbda or 0.5
     model_step = clipped_step(model_optimizer, cfg.world_model.grad_clip)
     critic_step = clipped_step(critic_optimizer, critic_clip)
 
@@ -264,7 +268,8 @@ def main(cfg: DictConfig) -> float:
     ) as loop:
         for step, transition in loop:
             buffer.extend(transition)
-            normalizer.update(transition["observation"])
+            if step <= cfg.warmup_steps:  # as long as it moves, so does the policy
+                normalizer.update(transition["observation"])
             if step % cfg.world_model.fit_interval == 0:
                 fit_model(buffer[:].select(*model_loss.in_keys))
             if step >= cfg.warmup_steps:

@@ -119,7 +119,8 @@ def main(cfg: DictConfig) -> float:
 
     critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
     actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
-    critic_step = clipped_step(critic_optimizer, cfg.critic.grad_clip)
+    critic_clip = cfg.critic.grad_clip or 10 * cfg.loss.lmbda or 0.5
+    critic_step = clipped_step(critic_optimizer, critic_clip)
     actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)
 
     # One eager call on a real state: the loss checks that the world model fits the networks.

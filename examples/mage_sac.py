@@ -145,9 +145,7 @@ def main(cfg: DictConfig) -> float:
     critic_optimizer = radam(mage_loss.qvalue_network_params.parameters(), lr=cfg.critic.lr)
     actor_optimizer = radam(mage_loss.actor_network_params.parameters(), lr=cfg.actor.lr)
     alpha_optimizer = torch.optim.Adam([mage_loss.log_alpha], lr=cfg.alpha.lr)
-    critic_clip = cfg.critic.grad_clip
-    if critic_clip is None:
-        critic_clip = 10 * cfg.loss.lmbda or 0.5
+    critic_clip = cfg.critic.grad_clip or 10 * cfg.loss.lmbda or 0.5
     model_step = clipped_step(model_optimizer, cfg.world_model.grad_clip)
     critic_step = clipped_step(critic_optimizer, critic_clip)
     actor_step = clipped_step(actor_optimizer, cfg.actor.grad_clip)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from examples.test_resume import outcome
 
 TINY = [
@@ -34,3 +37,12 @@ def test_a_row_every_ten_steps(tmp_path, launch):
     assert errors[0][-1] != errors[1][-1]
     for key, value in mage[2]["actor"].items():
         assert value.equal(dyna[2]["actor"][key]), "the actor is not trained"
+    seen = mage[2]["normalizer"]["statistics.count"].item()
+    assert seen == 20, "after the warm-up the actor's input is normalised as it was"
+
+
+@pytest.mark.parametrize("override", ["video=true", "on_divergence=reset_agent", "env=cartpole"])
+def test_what_a_fixed_actor_cannot_have_is_refused(tmp_path, launch, capfd, override):
+    with pytest.raises(SystemExit):
+        launch("gradient_error", override, cwd=tmp_path)
+    assert re.search(r"SettingsError: .* leave (env|both) out", capfd.readouterr().err, re.DOTALL)
