@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,8 +46,9 @@ Groups = dict[tuple[str, str], list["Run"]]
 
 @dataclass
 class Run:
-    """One run's script, settings (flattened to dotted keys) and rows of its ``metrics.csv``."""
+    """A run: its folder, script, settings (as dotted keys) and rows of its ``metrics.csv``."""
 
+    folder: Path
     script: str
     settings: dict[str, Any]
     rows: list[dict[str, str]]
@@ -65,7 +66,7 @@ class Run:
 def read_runs(folders: list[Path]) -> list[Run]:
     """Every run below ``folders``: a ``metrics.csv`` beside a ``config.yaml``."""
     runs = []
-    for file in sorted({f for folder in folders for f in folder.rglob("metrics.csv")}):
+    for file in sorted({f.resolve() for folder in folders for f in folder.rglob("metrics.csv")}):
         config = file.with_name("config.yaml")
         if not config.exists():
             continue
@@ -73,7 +74,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
             rows = list(csv.DictReader(lines))
         hydra = file.parent / "hydra" / "hydra.yaml"
         script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
-        runs.append(Run(script, flatten(yaml.safe_load(config.read_text())), rows))
+        runs.append(Run(file.parent, script, flatten(yaml.safe_load(config.read_text())), rows))
     return runs
 
 
@@ -101,32 +102,53 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def group(runs: list[Run]) -> Groups:
-    """Runs by task, by script, and by the settings in which that script's runs of it differ.
-
-    A setting that some of them do not have, older ones, tells none apart.
-    """
+    """Runs by task, by script, and by the settings in which that script's runs of a task differ."""
     groups: Groups = defaultdict(list)
-    several = len({run.script for run in runs}) > 1
-    for run in runs:
-        peers = [p.settings for p in runs if (p.task, p.script) == (run.task, run.script)]
-        keys = [
-            key
-            for key in run.settings
-            if key not in IGNORED
-            and all(key in peer for peer in peers)
-            and any(peer[key] != run.settings[key] for peer in peers)
-        ]
-        differences = ", ".join(f"{key}={run.settings[key]}" for key in keys)
-        label = " ".join(filter(None, [run.script if several else "", differences]))
-        groups[run.task, label or "all settings equal"].append(run)
+    scripts = {run.script: [r for r in runs if r.script == run.script] for run in runs}
+    for script, peers in scripts.items():
+        keys = telling_apart(peers)
+        for run in peers:
+            differences = ", ".join(f"{key}={run.settings[key]}" for key in keys)
+            label = " ".join(filter(None, [script if len(scripts) > 1 else "", differences]))
+            groups[run.task, label or "all settings equal"].append(run)
+    for (task, label), members in groups.items():
+        seeds = Counter(run.settings.get("seed") for run in members)
+        if repeated := [seed for seed, count in seeds.items() if count > 1]:
+            warn(f"more than one run of seed {repeated}, each counted: {task}, {label}")
     return groups
+
+
+def telling_apart(runs: list[Run]) -> list[str]:
+    """The settings in which runs of one task differ, whatever the task.
+
+    A setting that some runs do not have, older ones, tells none apart.
+    """
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        by_task[run.task].append(run.settings)
+    return [
+        key
+        for key in runs[0].settings
+        if key not in IGNORED
+        and all(key in run.settings for run in runs)
+        and any(peer[key] != peers[0][key] for peers in by_task.values() for peer in peers)
+    ]
+
+
+def warn(message: str) -> None:
+    """Says it beside what is written."""
+    print(message, file=sys.stderr)
 
 
 def aligned(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps that all runs with the metric have, ``[steps]``, and it, ``[runs, steps]``."""
-    values = [found for run in runs if (found := run.values(metric))]
-    steps = sorted(set.intersection(*map(set, values))) if values else []
-    return np.array(steps), np.array([[found[step] for step in steps] for found in values])
+    values = {run.folder: found for run in runs if (found := run.values(metric))}
+    steps = sorted(set.intersection(*map(set, values.values()))) if values else []
+    last = {folder: max(found) for folder, found in values.items()}
+    for folder, step in last.items():
+        if step == min(last.values()) < max(last.values()):
+            warn(f"{metric}: cut at step {step}, where {folder} ends; others of its curve go on")
+    return np.array(steps), np.array([[found[step] for step in steps] for found in values.values()])
 
 
 def maximum_average(groups: Groups, metric: str) -> list[str]:
@@ -145,10 +167,10 @@ def maximum_average(groups: Groups, metric: str) -> list[str]:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred uniform window along the last axis, truncated at the ends."""
-    half = window // 2
+    """Uniform window along the last axis, centred (an odd one), truncated at the ends."""
+    before, after = window // 2, (window + 1) // 2
     size = values.shape[-1]
-    parts = [values[..., max(0, i - half) : i + half + 1].mean(-1) for i in range(size)]
+    parts = [values[..., max(0, i - before) : i + after].mean(-1) for i in range(size)]
     return np.stack(parts, -1)
 
 
@@ -169,6 +191,9 @@ def final_scores(groups: Groups, metric: str, window: int) -> dict[str, np.ndarr
     """
     tasks = list(dict.fromkeys(task for task, _ in groups))
     found = {key: aligned(runs, metric)[1] for key, runs in groups.items()}
+    for (task, label), values in found.items():
+        if not values.size:
+            raise SystemExit(f"no step where {metric} is known in every run: {task}, {label}.")
     ranges = {
         task: np.concatenate([values.ravel() for (of, _), values in found.items() if of == task])
         for task in tasks
@@ -266,7 +291,9 @@ def main() -> None:
         help="over tasks instead: IQM, median, mean, optimality gap and performance profiles of "
         "the final returns, by rliable",
     )
-    parser.add_argument("--out", type=Path, default=Path("learning_curves"), help="files' stem")
+    parser.add_argument(
+        "--out", type=Path, default=Path("learning_curves"), help="files less their endings"
+    )
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
@@ -284,11 +311,12 @@ def main() -> None:
         columns = COLUMNS
         table = [row for name in metrics for row in curves(groups, name, args.smooth, center)]
         which = "median" if args.median else "mean"
-        figure = draw(table, f"{which}, 95 % interval, window {args.smooth}")
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
+        figure = draw(table, f"{which}, bootstrapped 95 % interval, window {args.smooth}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{args.out}.csv", "w", newline="") as file:
         csv.writer(file).writerows([columns, *table])
-    figure.savefig(args.out.with_suffix(".png"), dpi=120)
-    print(f"wrote {args.out.with_suffix('.png')} and {args.out.with_suffix('.csv')}")
+    figure.savefig(f"{args.out}.png", dpi=120)
+    print(f"wrote {args.out}.png and {args.out}.csv")
 
 
 def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[Any, ...]]:
@@ -297,7 +325,7 @@ def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[
     for (task, label), runs in groups.items():
         steps, raw = aligned(runs, metric)
         if not len(steps):
-            print(f"left out, no common step with {metric}: {task}, {label}", file=sys.stderr)
+            warn(f"left out, no common step with {metric}: {task}, {label}")
             continue
         values = smooth(raw, window)
         low, high = bootstrap(values, center)
@@ -313,6 +341,8 @@ def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
     metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
     figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics)), layout="constrained")
     panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
+    labels = dict.fromkeys(row[2] for row in table)
+    colors = {label: f"C{turn}" for turn, label in enumerate(labels)}
     for metric, panels_of_row in zip(metrics, panels, strict=True):
         for task, axes in zip(tasks, panels_of_row, strict=True):
             mine = [row[2:] for row in table if row[:2] == (metric, task)]
@@ -322,9 +352,10 @@ def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
             for label in dict.fromkeys(row[0] for row in mine):
                 columns = zip(*[row[1:] for row in mine if row[0] == label], strict=True)
                 step, runs, middle, low, high, raw = map(np.array, columns)
-                (line,) = axes.plot(step, middle, label=f"{label} ({runs[0]} runs)")
-                axes.plot(step, raw, color=line.get_color(), linewidth=0.6, alpha=0.6)
-                axes.fill_between(step, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+                color = colors[label]
+                axes.plot(step, middle, color=color, label=f"{label} ({runs[0]} runs)")
+                axes.plot(step, raw, color=color, linewidth=0.6, alpha=0.6)
+                axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
             axes.set(title=task, xlabel="environment steps")
             axes.legend(fontsize="small")
             axes.grid(alpha=0.3)

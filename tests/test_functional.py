@@ -288,3 +288,17 @@ def test_oracle_gradient_error_names_bad_input():
     )
     with pytest.raises(ValueError, match="oracle terminated at step 0"):
         oracle_gradient_error(policy, policy, falling, td, horizon=3, gamma=0.9)
+
+
+def test_oracle_gradient_error_of_a_reward_that_reads_the_state_alone():
+    """x' = x + a, reward -x^2, at rest in 1: slopes -2 (g + g^2), -2 g^2 and 0; a flat critic."""
+    policy = TensorDictModule(lambda s: 0 * s, ["observation"], ["action"])
+    flat = TensorDictModule(lambda a: 0 * a, ["action"], ["state_action_value"])
+    oracle = TensorDictSequential(
+        TensorDictModule(torch.add, ["observation", "action"], [("next", "observation")]),
+        TensorDictModule(lambda s: -s.square(), ["observation"], [("next", "reward")]),
+    )
+    td = TensorDict(observation=torch.ones(1, 1), batch_size=[1])
+    with torch.no_grad():
+        error = oracle_gradient_error(policy, flat, oracle, td, horizon=3, gamma=0.5)
+    torch.testing.assert_close(error, torch.tensor([2 / 3]))

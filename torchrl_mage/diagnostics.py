@@ -67,6 +67,7 @@ def policy_gradient_bound(
     return lipschitz / (1 - gamma) * (weight * error).sum() / weight.sum()
 
 
+@torch.enable_grad()
 def oracle_gradient_error(
     policy: TensorDictModuleBase,
     qvalue: TensorDictModuleBase,
@@ -125,7 +126,7 @@ def oracle_gradient_error(
             raise ValueError(f"the oracle terminated at step {t}; Eq. 14 takes whole episodes.")
         total = total + gamma**t * out.get(("next", "reward")).sum()
         state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
-    true_slope = torch.stack(torch.autograd.grad(total, pushes))
+    true_slope = torch.stack(torch.autograd.grad(total, pushes, materialize_grads=True))
 
     states = TensorDict.stack(visited)
     action = states.get("action").requires_grad_()

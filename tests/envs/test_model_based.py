@@ -48,6 +48,16 @@ def test_specs(name, propagation):
     check_env_specs(env, tensordict=env.reset(TensorDict(batch_size=[4])))
 
 
+@pytest.mark.parametrize("name", ["Hopper-v5", "Pendulum-v1"])
+def test_takes_the_world_models_dtype(name):
+    """The base environment's observations and actions are float32."""
+    env = make_env(name, dtype=torch.float64)
+    check_env_specs(env, break_when_any_done="both")
+    data = env.rollout(3, break_when_any_done=False)
+    for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
+        assert data[key].dtype == torch.float64, key
+
+
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 def test_resets_to_what_it_is_given_else_to_the_base_environment(batch):
     env = make_env("Pendulum-v1")

@@ -83,6 +83,23 @@ def test_a_sweep_runs_and_plots(tmp_path, launch):
         assert size in table
 
 
+def test_a_sweep_is_continued(tmp_path, launch):
+    """With the overrides it had, in its folder: what ended is not trained again."""
+    command = ["td3", "-m", "seed=0,1", "compile=false", "total_steps=20", "warmup_steps=10"]
+    command += ["eval_interval=20", "eval_episodes=1", "policy.batch_size=8"]
+    launch(*command, cwd=tmp_path)
+    (folder,) = tmp_path.glob("runs/td3/sweep_*")
+
+    def saved():
+        return {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*/state.pt")}
+
+    before = saved()
+    assert len({file.parents[2] for file in before}) == 2
+    again = launch(*command, "resume=auto", f"hydra.sweep.dir={folder}", cwd=tmp_path)
+    assert again.out.count("resumed") == 2
+    assert saved() == before
+
+
 def sweep_with_one_bad_seed(tmp_path, *overrides):
     """Seeds 0 and 1 end, -1 fails and is named."""
     script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "threads=1", "seed=0,-1,1"]

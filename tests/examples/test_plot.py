@@ -40,7 +40,7 @@ def plot(monkeypatch, tmp_path, *args):
         return list(csv.DictReader(file))
 
 
-def test_curves_by_task_and_setting(monkeypatch, tmp_path):
+def test_curves_by_task_and_setting(monkeypatch, tmp_path, capsys):
     write_run(tmp_path / "runs/a", 0, [0, 10, 20])
     write_run(tmp_path / "runs/b", 1, [10, 20, 30, 99])  # one evaluation more: left out
     write_run(tmp_path / "runs/c", 0, [5, 5, 5], lmbda=1.0)
@@ -50,15 +50,52 @@ def test_curves_by_task_and_setting(monkeypatch, tmp_path):
     assert groups == {
         ("Pendulum-v1", "loss.lmbda=0.2"),
         ("Pendulum-v1", "loss.lmbda=1.0"),
-        ("CartPole", "all settings equal"),
+        ("CartPole", "loss.lmbda=0.2"),  # what tells runs of one task apart names those of all
     }
-    first = [row for row in rows if row["setting"] == "loss.lmbda=0.2"]
+    first = [
+        row for row in rows if (row["task"], row["setting"]) == ("Pendulum-v1", "loss.lmbda=0.2")
+    ]
     assert [int(row["step"]) for row in first] == [250, 500, 750]
     assert [float(row["center"]) for row in first] == [5, 15, 25]
     assert [float(row["low"]) for row in first] == [0, 10, 20], "two runs: the interval is both"
     assert [float(row["high"]) for row in first] == [10, 20, 30]
     assert {row["runs"] for row in first} == {"2"}
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
+    said = capsys.readouterr().err
+    assert said == (
+        f"eval_return_mean: cut at step 750, where {tmp_path}/runs/a ends; others of its curve go "
+        "on\n"
+    )
+
+
+def test_a_seed_that_is_counted_twice_is_said(monkeypatch, tmp_path, capsys):
+    """A folder that is named twice is not."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_run(tmp_path / "runs" / name, seed, [0])
+    (row,) = plot(monkeypatch, tmp_path, "runs", str(tmp_path / "runs" / "a"))
+    assert row["runs"] == "3"
+    assert "more than one run of seed [0], each counted: Pendulum-v1" in capsys.readouterr().err
+
+
+def test_files_are_named_as_asked(monkeypatch, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "runs", "--out", "new/lambda_0.05"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {
+        "lambda_0.05.csv",
+        "lambda_0.05.png",
+    }
+
+
+def test_aggregates_need_a_step_in_common(module, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [1, 2])
+    write_run(tmp_path / "runs/b", 1, [1])
+    table = tmp_path / "runs/b/metrics.csv"
+    table.write_text(table.read_text().replace("250,", "300,"))
+    groups = module["group"](module["read_runs"]([tmp_path / "runs"]))
+    with pytest.raises(SystemExit, match=r"no step where eval_return_mean is known in every run"):
+        module["final_scores"](groups, "eval_return_mean", 1)
 
 
 def test_scripts_are_told_apart(monkeypatch, tmp_path):
@@ -144,6 +181,7 @@ def test_window_is_centred_and_truncated(module):
     expected = [[1.5, 3.0, 6.0, 15.0, 19.5]]
     np.testing.assert_allclose(module["smooth"](values, 3), expected)
     np.testing.assert_allclose(module["smooth"](values, 1), values)
+    np.testing.assert_allclose(module["smooth"](values, 2), [[0.0, 1.5, 4.5, 7.5, 19.5]])
 
 
 def test_bootstrap_covers_the_mean_of_a_normal_sample(module):

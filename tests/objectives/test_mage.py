@@ -790,6 +790,10 @@ REWARD = (lambda a: a.sum(-1, keepdim=True), ["action"], [("next", "reward")])
             [(lambda s, a: (s + a.sum())[..., :2], *DYNAMICS[1:]), REWARD],
             r"'observation'\) has shape \(12, 2\)",
         ),
+        (
+            [(nn.Linear(OBS, OBS), ["observation"], DYNAMICS[2]), REWARD],
+            r"the world model cannot take inputs of shape .*'observation': \(12, 4\).*same dtype",
+        ),
     ],
 )
 def test_bad_world_models_are_named(modules, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,8 +25,9 @@ class ModelBasedEnv(ModelBasedEnvBase):
     Args:
         world_model: reads ``observation`` and ``action``, writes under ``"next"`` the observations,
             ``reward`` and, if the task ends, ``terminated``. May be trained in place meanwhile.
-        base_env: gives the specs and, by being reset, the first observations; an environment of
-            its own, not the one that training steps; batch size ``[]``.
+        base_env: gives the specs (in the world model's dtype) and, by being reset, the first
+            observations; an environment of its own, not the one that training steps; batch size
+            ``[]``.
         propagation: ``"step"`` draws a member of the ensemble at each step (TS1 of PETS);
             ``"trajectory"`` keeps each element's member along a rollout (TS-infinity), under the
             key ``"ensemble_member"``.
@@ -61,9 +61,8 @@ class ModelBasedEnv(ModelBasedEnvBase):
                 "the model takes any batch of states by itself."
             )
         # The model's own: the base class would move it, replacing buffers that others share.
-        tensors = itertools.chain(world_model.parameters(), world_model.buffers())
-        first = next(tensors, None)
-        device = first.device if first is not None else base_env.device or torch.device("cpu")
+        tensors = [*world_model.parameters(), *world_model.buffers()]
+        device = tensors[0].device if tensors else base_env.device or torch.device("cpu")
         super().__init__(world_model, device=device, batch_size=torch.Size([]))
         self.__dict__["base_env"] = base_env
         self.propagation = propagation
@@ -88,7 +87,8 @@ class ModelBasedEnv(ModelBasedEnvBase):
                 f"the world model writes no reward under {reward_key!r}: append a reward module, "
                 "e.g. TensorDictSequential(dynamics, task.reward)."
             )
-        self._set_specs(base_env)
+        floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        self._set_specs(base_env, next(floating, None))
 
     @torch.no_grad()
     def visited_states(
@@ -133,13 +133,18 @@ class ModelBasedEnv(ModelBasedEnvBase):
             left = left - 1
         return state.select(*self._observation_keys)
 
-    def _set_specs(self, base_env: EnvBase) -> None:
+    def _set_specs(self, base_env: EnvBase, dtype: torch.dtype | None) -> None:
+        """Those of ``base_env``, their floating entries in the world model's ``dtype``."""
         self.set_specs_from_env(base_env)
         observations = Composite(device=self.device)
         for key in self._observation_keys:
             # Unbounded: a learned model may leave the environment's bounds.
             spec = base_env.observation_spec[key]
             observations[key] = Unbounded(spec.shape, dtype=spec.dtype, device=self.device)
+        if dtype is not None:
+            observations = _in_dtype(observations, dtype)
+            self.full_action_spec = _in_dtype(base_env.full_action_spec, dtype).to(self.device)
+            self.full_reward_spec = _in_dtype(base_env.full_reward_spec, dtype).to(self.device)
         if self.propagation == "trajectory":
             sizes = [
                 module.ensemble_size
@@ -223,3 +228,11 @@ class ModelBasedEnv(ModelBasedEnvBase):
 
 def _last(key: NestedKey) -> str:
     return key[-1] if isinstance(key, tuple) else key
+
+
+def _in_dtype(specs: Composite, dtype: torch.dtype) -> Composite:
+    specs = specs.clone()
+    for key in specs.keys(True, True):
+        if specs[key].dtype.is_floating_point:
+            specs[key] = specs[key].to(dtype)
+    return specs

@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_mage.objectives.checks import check_column, check_next_entry
+from torchrl_mage.objectives.checks import check_column, check_next_entry, run_network
 
 
 class TransitionKeys(Protocol):
@@ -41,11 +41,13 @@ def imagine(
         next_keys: the entries that a next state must have.
 
     Raises:
-        ValueError: an entry is missing, or has the wrong shape or dtype.
+        ValueError: an entry is missing, or has the wrong shape or dtype, or the world model cannot
+            take the state and the action.
     """
     # LossModule runs everything deterministically: a model that samples must still do so.
     with set_exploration_type(ExplorationType.RANDOM):
-        imagined = world_model(state.clone(False).set(keys.action, action))
+        inputs = state.clone(False).set(keys.action, action)
+        imagined = run_network("world model", world_model, inputs)
     next_state = imagined.get("next", TensorDict(batch_size=state.batch_size))
     if next_state.get(keys.reward, None) is None:
         raise ValueError(
