@@ -108,7 +108,7 @@ def group(runs: list[Run]) -> Groups:
     for script, peers in scripts.items():
         keys = telling_apart(peers)
         for run in peers:
-            differences = ", ".join(f"{key}={run.settings[key]}" for key in keys)
+            differences = ", ".join(f"{key}={shown(run.settings[key])}" for key in keys)
             label = " ".join(filter(None, [script if len(scripts) > 1 else "", differences]))
             groups[run.task, label or "all settings equal"].append(run)
     for (task, label), members in groups.items():
@@ -133,6 +133,11 @@ def telling_apart(runs: list[Run]) -> list[str]:
         and all(key in run.settings for run in runs)
         and any(peer[key] != peers[0][key] for peers in by_task.values() for peer in peers)
     ]
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a label, where 1 and 1.0 are one."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def warn(message: str) -> None:

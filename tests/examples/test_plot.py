@@ -44,12 +44,13 @@ def test_curves_by_task_and_setting(monkeypatch, tmp_path, capsys):
     write_run(tmp_path / "runs/a", 0, [0, 10, 20])
     write_run(tmp_path / "runs/b", 1, [10, 20, 30, 99])  # one evaluation more: left out
     write_run(tmp_path / "runs/c", 0, [5, 5, 5], lmbda=1.0)
+    write_run(tmp_path / "runs/e", 1, [5, 5, 5], lmbda=1)
     write_run(tmp_path / "runs/d", 0, [1, 2, 3], task="CartPole")
     rows = plot(monkeypatch, tmp_path, "runs", "--smooth", "1")
     groups = {(row["task"], row["setting"]) for row in rows}
     assert groups == {
         ("Pendulum-v1", "loss.lmbda=0.2"),
-        ("Pendulum-v1", "loss.lmbda=1.0"),
+        ("Pendulum-v1", "loss.lmbda=1"),
         ("CartPole", "loss.lmbda=0.2"),  # what tells runs of one task apart names those of all
     }
     first = [
@@ -104,7 +105,7 @@ def test_scripts_are_told_apart(monkeypatch, tmp_path):
     write_run(tmp_path / "runs/b", 0, [0], script="mage_td3", lmbda=1.0)
     write_run(tmp_path / "runs/c", 0, [0], script="td3", lmbda=7.0)
     settings = [row["setting"] for row in plot(monkeypatch, tmp_path, "runs")]
-    assert settings == ["mage_td3 loss.lmbda=0.2", "mage_td3 loss.lmbda=1.0", "td3"]
+    assert settings == ["mage_td3 loss.lmbda=0.2", "mage_td3 loss.lmbda=1", "td3"]
 
 
 def test_metrics_that_some_runs_lack(monkeypatch, tmp_path, capsys):
@@ -127,7 +128,7 @@ def test_metrics_that_some_runs_lack(monkeypatch, tmp_path, capsys):
     assert {(row["metric"], row["setting"]) for row in rows} == {
         ("td_error", "loss.lmbda=0.2"),
         ("wall_time", "loss.lmbda=0.2"),
-        ("wall_time", "loss.lmbda=1.0"),
+        ("wall_time", "loss.lmbda=1"),
     }
 
 
@@ -165,8 +166,8 @@ def test_aggregates_over_tasks(tmp_path):
     found = {(row["setting"], row["metric"]): float(row["value"]) for row in rows}
     for metric in ("median", "IQM", "mean"):
         assert found["loss.lmbda=0.2", metric] == 1
-        assert found["loss.lmbda=1.0", metric] == 0.5
-    assert found["loss.lmbda=1.0", "optimality gap"] == 0.5
+        assert found["loss.lmbda=1", metric] == 0.5
+    assert found["loss.lmbda=1", "optimality gap"] == 0.5
 
 
 def test_median(monkeypatch, tmp_path):
