@@ -296,6 +296,7 @@ def main() -> None:
         help="over tasks instead: IQM, median, mean, optimality gap and performance profiles of "
         "the final returns, by rliable",
     )
+    parser.add_argument("--log", action="store_true", help="logarithmic vertical axes")
     parser.add_argument(
         "--out", type=Path, default=Path("learning_curves"), help="files less their endings"
     )
@@ -316,7 +317,8 @@ def main() -> None:
         columns = COLUMNS
         table = [row for name in metrics for row in curves(groups, name, args.smooth, center)]
         which = "median" if args.median else "mean"
-        figure = draw(table, f"{which}, bootstrapped 95 % interval, window {args.smooth}")
+        what = f"{which}, bootstrapped 95 % interval, window {args.smooth}"
+        figure = draw(table, what, log=args.log)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{args.out}.csv", "w", newline="") as file:
         csv.writer(file).writerows([columns, *table])
@@ -341,7 +343,7 @@ def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[
     return table
 
 
-def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
+def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figure:
     """A row of panels for each metric, a column for each task."""
     metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
     figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics)), layout="constrained")
@@ -361,7 +363,7 @@ def draw(table: list[tuple[Any, ...]], what: str) -> Figure:
                 axes.plot(step, middle, color=color, label=f"{label} ({runs[0]} runs)")
                 axes.plot(step, raw, color=color, linewidth=0.6, alpha=0.6)
                 axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.set(title=task, xlabel="environment steps")
+            axes.set(title=task, xlabel="environment steps", yscale="log" if log else "linear")
             axes.legend(fontsize="small")
             axes.grid(alpha=0.3)
         name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")

@@ -192,6 +192,13 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
     assert 0.87 < ((low < 0) & (high > 0)).mean() < 0.98
 
 
+def test_logarithmic_axes(module):
+    row = ("gradient_error", "A", "all settings equal", 1, 1, 10.0, 9.0, 11.0, 10.0)
+    for log, scale in ((True, "log"), (False, "linear")):
+        (axes,) = module["draw"]([row], "", log=log).axes
+        assert axes.get_yscale() == scale
+
+
 def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
     message = "no run below the folders has a metric eval_return_mean; the 0 runs"
