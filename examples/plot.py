@@ -104,7 +104,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def group(runs: list[Run]) -> Groups:
     """Runs by task, by script, and by the settings in which that script's runs of a task differ."""
     groups: Groups = defaultdict(list)
-    scripts = {run.script: [r for r in runs if r.script == run.script] for run in runs}
+    scripts = split(runs, "script")
     for script, peers in scripts.items():
         keys = telling_apart(peers)
         for run in peers:
@@ -123,16 +123,22 @@ def telling_apart(runs: list[Run]) -> list[str]:
 
     A setting that some runs do not have, older ones, tells none apart.
     """
-    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        by_task[run.task].append(run.settings)
+    tasks = split(runs, "task").values()
     return [
         key
         for key in runs[0].settings
         if key not in IGNORED
         and all(key in run.settings for run in runs)
-        and any(peer[key] != peers[0][key] for peers in by_task.values() for peer in peers)
+        and any(peer.settings[key] != peers[0].settings[key] for peers in tasks for peer in peers)
     ]
+
+
+def split(runs: list[Run], by: str) -> dict[str, list[Run]]:
+    """The runs of each script, or of each task, in their order."""
+    parts: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        parts[getattr(run, by)].append(run)
+    return parts
 
 
 def shown(value: Any) -> str:
