@@ -7,9 +7,15 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 
-from torchrl_mage import GaussianEnsembleWorldModel
-from torchrl_mage.diagnostics import model_diagnostics
+from torchrl_mage import GaussianEnsembleWorldModel, OraclePendulum, diagnostics, get_task
+from torchrl_mage.diagnostics import (
+    model_diagnostics,
+    oracle_gradient_error,
+    policy_gradient_bound,
+)
 
 
 def constant_model(*means, log_var=-3.0):
@@ -88,3 +94,34 @@ def test_episodes_of_different_lengths():
 def test_nothing_to_look_at_is_named():
     with pytest.raises(ValueError, match="at least one episode"):
         model_diagnostics(constant_model(0.0), [])
+
+
+def test_the_gradients_error_starts_from_a_reset():
+    """What an environment's reset gives beside the observation is not read."""
+    policy = TensorDictModule(nn.Linear(3, 1), ["observation"], ["action"])
+    qvalue = TensorDictModule(
+        lambda s, a: (s * a).sum(-1, keepdim=True),
+        ["observation", "action"],
+        ["state_action_value"],
+    )
+    start = get_task("Pendulum-v1").make_env().reset()
+    assert "done" in start
+    found = [
+        oracle_gradient_error(policy, qvalue, OraclePendulum(), td, horizon=3, gamma=0.9)
+        for td in (start, start.select("observation"))
+    ]
+    assert found[0] > 0
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.ones(4, 1), torch.ones(3), torch.zeros(4), -torch.ones(4)]
+)
+def test_weights_that_are_none_are_named(weight):
+    policy = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=r"weight must be \[4\], non-negative and not all zero"):
+        policy_gradient_bound(policy, torch.ones(4, 2), torch.ones(4, 1), gamma=0.5, weight=weight)
+
+
+def test_is_reached_by_the_packages_name():
+    assert diagnostics.model_diagnostics is model_diagnostics

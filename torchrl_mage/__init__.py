@@ -1,5 +1,6 @@
 """MAGE (Model-based Action-Gradient-Estimator policy optimisation) as TorchRL primitives."""
 
+from torchrl_mage import diagnostics
 from torchrl_mage.envs import ModelBasedEnv, OraclePendulum, Task, get_task, register_task
 from torchrl_mage.modules import (
     GaussianEnsembleWorldModel,
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "TaylorTDLoss",
     "TerminationModel",
+    "diagnostics",
     "get_task",
     "register_task",
 ]

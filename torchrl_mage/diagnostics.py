@@ -43,7 +43,8 @@ def policy_gradient_bound(
         weight: weight of each state, ``[B]``, non-negative; equal where ``None``.
 
     Raises:
-        ValueError: ``gamma`` is outside [0, 1) or a shape does not match.
+        ValueError: ``gamma`` is outside [0, 1), a shape does not match, or a weight is negative or
+            all are zero.
 
     Example:
         >>> policy = nn.Linear(1, 1, bias=False)  # d pi / d theta = s
@@ -58,11 +59,16 @@ def policy_gradient_bound(
             f"state must be [B, D] and action_gradient_error [B, A], got {tuple(state.shape)} and "
             f"{tuple(action_gradient_error.shape)}."
         )
+    weight = torch.ones_like(state[:, 0]) if weight is None else weight
+    if weight.shape != state.shape[:1] or (weight < 0).any() or not weight.any():
+        raise ValueError(
+            f"weight must be {list(state.shape[:1])}, non-negative and not all zero, got shape "
+            f"{list(weight.shape)} and values from {weight.min().item()} to {weight.max().item()}."
+        )
     parameters = {name: value.detach() for name, value in policy.named_parameters()}
     jacobian = vmap(jacrev(lambda p, s: functional_call(policy, p, (s,))), in_dims=(None, 0))
     columns = [part.flatten(2) for part in jacobian(parameters, state).values()]
     lipschitz = torch.linalg.matrix_norm(torch.cat(columns, -1), 2).max()
-    weight = torch.ones_like(state[:, 0]) if weight is None else weight
     error = torch.linalg.vector_norm(action_gradient_error, dim=-1)
     return lipschitz / (1 - gamma) * (weight * error).sum() / weight.sum()
 
@@ -128,7 +134,7 @@ def oracle_gradient_error(
         state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
     true_slope = torch.stack(torch.autograd.grad(total, pushes, materialize_grads=True))
 
-    states = TensorDict.stack(visited)
+    states = TensorDict.stack([state.select(*qvalue.in_keys, "action") for state in visited])
     action = states.get("action").requires_grad_()
     value = qvalue(states.set("action", action)).get("state_action_value")
     (slope,) = torch.autograd.grad(value.sum(), action)

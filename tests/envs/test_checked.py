@@ -77,6 +77,12 @@ def test_what_is_right_passes():
     assert reward == pytest.approx(expected[1])
 
 
+def test_unsigned_integers_are_numbers():
+    observation, reward, *_ = step(lambda o, r, *rest: (o.astype(np.uint8), np.uint8(7), *rest))
+    assert observation.dtype == np.float32
+    assert reward == 7.0
+
+
 def test_values_that_are_not_finite_are_the_trainers_to_refuse():
     observation, reward, *_ = step(lambda o, r, *rest: (o * np.nan, np.inf, *rest))
     assert np.isnan(observation).all()

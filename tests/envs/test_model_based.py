@@ -291,6 +291,29 @@ def test_nested_observation_key():
     )
 
 
+def test_nested_termination_ends_the_rollout():
+    keys = ["observation", "done", "terminated", "truncated"]
+    base = TransformedEnv(get_task("Hopper-v5").make_env())
+    base.append_transform(RenameTransform(keys, [("agent", key) for key in keys]))
+    world_model = TensorDictSequential(
+        TensorDictModule(
+            lambda s, a: s + 1 + 0 * a[..., :1],
+            [("agent", "observation"), "action"],
+            [("next", "agent", "observation")],
+        ),
+        TensorDictModule(lambda a: a[..., :1], ["action"], [("next", "reward")]),
+        TensorDictModule(
+            lambda s: s[..., :1] > 2.5,
+            [("next", "agent", "observation")],
+            [("next", "agent", "terminated")],
+        ),
+    )
+    env = ModelBasedEnv(world_model, base)
+    start = TensorDict({("agent", "observation"): torch.zeros(1, 11)}, [1])
+    data = env.rollout(10, tensordict=start)
+    assert data["next", "agent", "terminated"].squeeze().tolist() == [False, False, True]
+
+
 def test_bad_input_is_named():
     base = get_task("Pendulum-v1").make_env()
     with pytest.raises(ValueError, match="propagation must be one of .* got 'ts1'"):

@@ -285,6 +285,34 @@ def test_wrong_feature_count_is_named():
         model(td)
 
 
+def test_transitions_that_do_not_belong_together_leave_the_statistics_alone():
+    model = make_model()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    for key, shape in (
+        (("next", "observation"), (5, OBS - 1)),
+        (("next", "observation"), (1, OBS)),
+        ("action", (5, ACTION + 1)),
+        ("action", (1, ACTION)),
+    ):
+        td = TensorDict(transitions(5).to_dict())
+        td[key] = torch.zeros(shape, dtype=torch.float64)
+        with pytest.raises(ValueError, match="do not belong together|features under 'action'"):
+            model.update_normalizer(td)
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+    td = TensorDict(observation=torch.zeros(5, OBS).double(), action=torch.zeros(ACTION).double())
+    with pytest.raises(ValueError, match=r"observation \(5, 3\), action \(2,\)"):
+        model(td)
+
+
+def test_calls_by_keyword_and_position_equal_the_call_by_tensordict():
+    model = make_model(sampling="mean")
+    td = transitions(5).exclude("next")
+    observation, action = td["observation"], td["action"]
+    expected = model(td)["next", "observation"]
+    torch.testing.assert_close(model(observation=observation, action=action), expected)
+    torch.testing.assert_close(model(observation, action), expected)
+
+
 def test_custom_keys():
     model = GaussianEnsembleWorldModel(
         OBS,

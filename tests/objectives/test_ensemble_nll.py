@@ -158,6 +158,20 @@ def test_statistics_that_change_later_are_seen():
     torch.testing.assert_close(after, separate_nll(model, [td] * 2).mean())
 
 
+@pytest.mark.parametrize("moved", ["loss", "model"])
+def test_statistics_stay_the_models_when_either_is_converted(moved):
+    model = make_model(2)
+    loss = GaussianEnsembleLoss(model, per_member=False)
+    {"loss": loss, "model": model}[moved].float().double()
+    td = transitions(6)
+    model.update_normalizer(transitions(30))
+    expected = separate_nll(model, [td] * 2).mean()
+    torch.testing.assert_close(loss(td)["loss_world_model"], expected)
+    if moved == "loss":
+        kept = loss.state_dict()["world_model_params.difference_statistics.std"]
+        torch.testing.assert_close(kept, model.difference_statistics.std)
+
+
 def test_renamed_keys_and_the_models_own_parameters():
     model = make_model(2)
     loss = GaussianEnsembleLoss(model, per_member=False)

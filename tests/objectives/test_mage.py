@@ -606,6 +606,27 @@ def test_conversion_moves_the_world_model_along():
     assert {p.dtype for p in problem.world_model.parameters()} == {torch.float32}
 
 
+def test_conversion_after_a_call_keeps_the_actors_loss_on_the_critics_it_trains():
+    problem = Problem()
+    problem.loss.actor_loss(problem.td())
+    problem.loss.float().double()
+    with torch.no_grad():
+        for parameter in problem.loss.qvalue_network_params.parameters():
+            parameter.mul_(1.5)
+    loss, metadata = problem.loss.actor_loss(problem.td())
+    action = problem.actor_net(problem.state)
+    td = problem.td().set("action", action)
+    values = []
+    for params in problem.loss.qvalue_network_params.data.unbind(0):
+        net = TensorDictModule(
+            copy.deepcopy(problem.critic_nets[0]), ["observation", "action"], ["value"]
+        )
+        with params.to_module(net):
+            values.append(net(td.clone())["value"].squeeze(-1))
+    torch.testing.assert_close(metadata["state_action_value_actor"], torch.stack(values).detach())
+    torch.testing.assert_close(loss, -torch.stack(values).min(0)[0].mean())
+
+
 @pytest.mark.parametrize(
     ("delay_actor", "delay_qvalue"), [(False, False), (True, False), (False, True)]
 )
@@ -879,6 +900,55 @@ def test_shared_parameters_with_separate_losses():
     assert encoder.weight.grad is None
     loss.actor_loss(td)[0].backward()
     assert encoder.weight.grad.abs().sum() > 0
+
+
+def test_critics_that_share_parameters_are_all_trained():
+    """TorchRL would hold constant what they share, without a word."""
+    problem = Problem()
+    trunk = TensorDictModule(
+        MLP(OBS + ACTION, 8, num_cells=[]).double(), ["observation", "action"], ["hidden"]
+    )
+
+    def critic():
+        head = TensorDictModule(nn.Linear(8, 1).double(), ["hidden"], ["state_action_value"])
+        return TensorDictSequential(trunk, head)
+
+    one = critic()
+    for critics in ([critic(), critic()], [one, one]):
+        loss = MAGELoss(problem.actor, critics, problem.world_model, bounds=(-1.0, 1.0))
+        SoftUpdate(loss, tau=0.1)
+        params = loss.qvalue_network_params
+        assert len(list(params.parameters())) == 4
+        weights = params["module", "0", "module", "0", "weight"]
+        torch.testing.assert_close(weights[1], trunk.module[0].weight)
+        loss.value_loss(problem.td())[0].backward()
+        for parameter in params.parameters():
+            assert (parameter.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_weights_of_a_prioritised_replay_weigh_the_states():
+    problem = Problem(termination=False)
+    weight = torch.tensor([0.0] * (BATCH - 2) + [1.0, 3.0], dtype=torch.float64)
+    loss, _ = problem.loss.value_loss(problem.td().set("priority_weight", weight))
+    each = Problem(termination=False, reduction="none").loss.value_loss(problem.td())[0]
+    torch.testing.assert_close(loss, (each[-2] + 3 * each[-1]) / 4)
+    assert not torch.isclose(loss, each.mean())
+
+
+def test_an_action_of_another_shape_is_named():
+    problem = Problem()
+    critics = [
+        TensorDictModule(net, ["observation", "action"], ["state_action_value"])
+        for net in problem.critic_nets
+    ]
+    spec = Bounded(-1.0, 1.0, shape=(3,), dtype=torch.float64)
+    loss = MAGELoss(problem.actor, critics, problem.world_model, action_spec=spec)
+    SoftUpdate(loss, tau=0.1)
+    with pytest.raises(ValueError, match="'action' has 2 features, action_spec 3"):
+        loss(problem.td())
+    whole = TensorDict(observation=problem.state.reshape(4, 3, OBS), batch_size=[4])
+    with pytest.raises(ValueError, match=r"shape \(4, 3, 2\) over states of batch size \[4\]"):
+        problem.loss(whole)
 
 
 def test_missing_entry_and_dtype_are_named():

@@ -105,6 +105,17 @@ def test_a_checkpoint_does_not_grow_with_the_storage(tmp_path):
     assert piece.stat().st_size < 3_000, "3 x 20 floats and a file's header"
 
 
+def test_what_another_device_wrote_is_read_here(tmp_path, monkeypatch):
+    """As a GPU marks its tensors, on a machine without one."""
+    run = Run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        run.advance(3).save()
+    again = Run(tmp_path)
+    assert again.checkpointer.restore() == 3
+    assert again.at(3)
+
+
 def truncate(file):
     file.write_bytes(file.read_bytes()[:-10])
 

@@ -57,7 +57,7 @@ class CheckedEnv(gymnasium.Wrapper):
         if len(out) != 5:
             self._fault(f"{len(out)} values from its step; gymnasium's interface has 5")
         observation, reward, terminated, truncated, info = out
-        if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "bif":
+        if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "biuf":
             self._fault(f"the reward {reward!r}; it must be one number")
         paid = float(np.asarray(reward).reshape(()))
         return self._checked(observation), paid, bool(terminated), bool(truncated), info
@@ -77,7 +77,7 @@ class CheckedEnv(gymnasium.Wrapper):
         array, shape = np.asarray(observation), self.observation_space.shape
         if array.shape != shape:
             self._fault(f"an observation of shape {array.shape}; its space says {shape}")
-        if array.dtype.kind not in "bif":
+        if array.dtype.kind not in "biuf":
             self._fault(f"an observation of dtype {array.dtype}; it must be real numbers")
         return array.astype(np.float32, copy=False)
 

@@ -121,11 +121,10 @@ class ModelBasedEnv(ModelBasedEnvBase):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
         state = self.reset(start.select(*self._observation_keys))
-        (terminated,) = (key for key in self.done_keys if _last(key) == "terminated")
         left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
         for _ in range(steps):
             following = self.step(policy(state.clone(False)))["next"]
-            left = torch.where(following.get(terminated), 0, left)
+            left = torch.where(following.get(self._terminated_key), 0, left)
             for key in (*self._observation_keys, *self._kept_keys):
                 then = following.get(key)
                 moves = expand_as_right(left.squeeze(-1) > 0, then)
@@ -164,6 +163,11 @@ class ModelBasedEnv(ModelBasedEnvBase):
         self.state_spec = observations.clone()
 
     @property
+    def _terminated_key(self) -> NestedKey:
+        (key,) = (key for key in self.done_keys if _last(key) == "terminated")
+        return key
+
+    @property
     def _kept_keys(self) -> list[NestedKey]:
         """What a step hands on unchanged."""
         return [GaussianEnsembleWorldModel.member_key] if self.propagation == "trajectory" else []
@@ -179,7 +183,7 @@ class ModelBasedEnv(ModelBasedEnvBase):
             out.set(key, imagined.get(unravel_key(("next", key))))
         reward = out.get(self.reward_key)
         running = torch.zeros_like(reward, dtype=torch.bool)
-        terminated = imagined.get(("next", "terminated"), running)
+        terminated = imagined.get(unravel_key(("next", self._terminated_key)), running)
         return self._set_done(out, terminated)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:

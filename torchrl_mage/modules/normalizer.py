@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -143,6 +143,7 @@ class Normalizer(TensorDictModuleBase):
         """Takes in new observations ``[*B, D]``, each to be passed once."""
         self.statistics.update(observation)
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the normalised observation into ``tensordict``."""
         observation = tensordict[self.in_keys[0]]

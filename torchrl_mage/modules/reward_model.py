@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -83,6 +83,7 @@ class RewardModel(_TransitionNetwork):
         super().update_normalizer(tensordict)
         self.reward_statistics.update(tensordict[self.out_keys[0]])
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the reward ``[*B, 1]``."""
         reward = self.reward_statistics.denormalize(self._output(tensordict))
@@ -132,6 +133,7 @@ class TerminationModel(_TransitionNetwork):
         # Most transitions end nothing; nor does the model, before it has seen one that does.
         nn.init.constant_(self.network[-1].bias, -4.0)
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes whether the episode ends, and the probability, each ``[*B, 1]``."""
         probability = self._output(tensordict).sigmoid()

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -135,12 +135,15 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
         observation, action = (tensordict[key] for key in self.in_keys)
         next_observation = tensordict[self.out_keys[0]]
+        self.check_shapes(observation, action, next_observation)
         self.observation_statistics.update(observation)
         self.action_statistics.update(action)
         self.difference_statistics.update(next_observation - observation)
 
-    def normalized_input(self, observation: Tensor, action: Tensor) -> Tensor:
-        """The network's input ``[*B, D + A]``."""
+    def check_shapes(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor | None = None
+    ) -> None:
+        """Refuses what is not ``[*B, D]``, ``[*B, A]`` and, if given, ``[*B, D]``."""
         for name, value, statistics in (
             (self.in_keys[0], observation, self.observation_statistics),
             (self.in_keys[1], action, self.action_statistics),
@@ -150,6 +153,18 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
                     f"the world model expects {statistics.mean.shape[0]} features under {name!r}, "
                     f"got shape {tuple(value.shape)}; the last dimension must be the features'."
                 )
+        following = observation if next_observation is None else next_observation
+        if action.shape[:-1] != observation.shape[:-1] or following.shape != observation.shape:
+            raise ValueError(
+                f"observation {tuple(observation.shape)}, action {tuple(action.shape)} and next "
+                f"observation {tuple(following.shape)} do not belong together: expected [*B, D], "
+                "[*B, A] and [*B, D]."
+            )
+
+    def normalized_input(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The network's input ``[*B, D + A]``."""
+        self.check_shapes(observation, action)
+        for name, value in zip(self.in_keys, (observation, action), strict=True):
             if value.dtype != self.dtype:
                 raise ValueError(
                     f"the world model has dtype {self.dtype}, {name!r} {value.dtype}; convert one "
@@ -196,6 +211,7 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         mean_EBD = observation + self.difference_statistics.denormalize(mean_EBD.reshape(shape))
         return mean_EBD, scale.square() * log_var_EBD.reshape(shape).exp()
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draws the next observation ``[*B, D]`` and writes it into ``tensordict``."""
         observation, action = (tensordict[key] for key in self.in_keys)

@@ -69,6 +69,20 @@ def check_written(value: Tensor | None, key: NestedKey, module: str, argument: s
     return value
 
 
+def check_action(action: Tensor, key: NestedKey, batch_size: torch.Size, bound: Tensor) -> Tensor:
+    """Refuses an actor's action that is not ``[*B, A]``, or is not what the bounds are of."""
+    if action.shape[:-1] != batch_size:
+        raise ValueError(
+            f"the actor's {key!r} has shape {tuple(action.shape)} over states of batch size "
+            f"{list(batch_size)}; the batch size must be all its dimensions but the last."
+        )
+    if bound.dim() and bound.shape[-1] not in (1, action.shape[-1]):
+        raise ValueError(
+            f"the actor's {key!r} has {action.shape[-1]} features, action_spec {bound.shape[-1]}."
+        )
+    return action
+
+
 def check_column(
     key: NestedKey, value: Tensor, batch_size: torch.Size, dtype: torch.dtype, remedy: str = ""
 ) -> None:

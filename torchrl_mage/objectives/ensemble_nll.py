@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
@@ -114,12 +115,7 @@ class GaussianEnsembleLoss(LossModule):
         )
         model = self.world_model
         batch = observation.shape[:-1]
-        if next_observation.shape != observation.shape or action.shape[:-1] != batch:
-            raise ValueError(
-                f"observation {tuple(observation.shape)}, action {tuple(action.shape)} and next "
-                f"observation {tuple(next_observation.shape)} do not belong together: expected "
-                "[*B, D], [*B, A] and [*B, D]."
-            )
+        model.check_shapes(observation, action, next_observation)
         if self.per_member and batch[:1] != (model.ensemble_size,):
             raise ValueError(
                 f"per_member=True needs one minibatch for each of the {model.ensemble_size} "
@@ -128,12 +124,13 @@ class GaussianEnsembleLoss(LossModule):
             )
         if not batch.numel():
             raise ValueError(f"the tensordict holds no transitions (batch size {list(batch)}).")
+        # By the model's own statistics: it may have been moved, which replaces buffers, since.
+        input_ = model.normalized_input(observation, action)
+        target = model.normalized_difference(observation, next_observation)
+        if not self.per_member:
+            input_, target = (x.expand(model.ensemble_size, *x.shape) for x in (input_, target))
+        rows = batch[1:].numel() if self.per_member else batch.numel()
         with self.world_model_params.to_module(model, preserve_module_state=False):
-            input_ = model.normalized_input(observation, action)
-            target = model.normalized_difference(observation, next_observation)
-            if not self.per_member:
-                input_, target = (x.expand(model.ensemble_size, *x.shape) for x in (input_, target))
-            rows = batch[1:].numel() if self.per_member else batch.numel()
             gaussian = model.gaussian(input_.reshape(model.ensemble_size, rows, input_.shape[-1]))
         mean, log_var = (part.reshape(target.shape) for part in gaussian)
         loss = gaussian_nll(mean, log_var, target).mean(-1)
@@ -152,3 +149,9 @@ class GaussianEnsembleLoss(LossModule):
         value = read_entry(tensordict, key, "the world model's loss reads")
         check_dtype(key, value, self.world_model.dtype, "the world model")
         return value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GaussianEnsembleLoss:
+        """Moves the ensemble too, and gives it back the statistics that the state dict has."""
+        super()._apply(fn)
+        self.world_model_params.to_module(self.world_model)
+        return self

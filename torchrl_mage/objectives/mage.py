@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from torchrl_mage.functional import (
 )
 from torchrl_mage.objectives.checks import (
     bounded_action_spec,
+    check_action,
     check_bounds,
     check_choice,
     check_dtype,
@@ -57,8 +59,9 @@ class MAGELoss(TD3Loss):
     Args:
         actor_network: deterministic policy, writes ``action``.
         qvalue_network: critic ``Q(s, a)``, writes ``state_action_value`` ``[*B, 1]``. A list of
-            critics keeps each one's initial parameters; a single one is replicated
-            ``num_qvalue_nets`` times with parameters redrawn uniformly in the original's range.
+            critics keeps each one's initial parameters, and copies those that one shares with
+            another; a single one is replicated ``num_qvalue_nets`` times with parameters redrawn
+            uniformly in the original's range.
         world_model: reads the state and ``action``, writes under ``"next"`` the keys that actor and
             critics read, ``reward`` ``[*B, 1]`` and, if the task ends, ``terminated`` (boolean). A
             differentiable ``termination_probability`` masks the target by ``1 - p`` instead. It
@@ -212,6 +215,13 @@ class MAGELoss(TD3Loss):
                     f"separate_losses=True with a list of critics, {len(shared)} of whose "
                     "parameters are the actor's: pass a single critic, which is replicated."
                 )
+            seen: set[nn.Parameter] = set()
+            for i, critic in enumerate(
+                qvalue_network
+            ):  # TorchRL would hold constant what is shared
+                if not seen.isdisjoint(own := set(critic.parameters())):
+                    qvalue_network[i] = deepcopy(critic)
+                seen |= own
         only = None  # a list of one, which TorchRL would take for a constant
         if isinstance(qvalue_network, list) and len(qvalue_network) == 1:
             (qvalue_network,) = qvalue_network
@@ -295,7 +305,8 @@ class MAGELoss(TD3Loss):
         td_error = target - value
         metadata |= {"td_error": td_error.detach().abs(), "pred_value": value.detach()}
         loss = self._critic_loss(td_error, *gradient_errors)
-        loss = self._reduce_loss(loss, tensordict)
+        weights = self._maybe_get_priority_weight(tensordict)
+        loss = self._reduce_loss(loss, tensordict, weights=weights)
         self._forget(tensordict)
         return loss, metadata
 
@@ -383,7 +394,8 @@ class MAGELoss(TD3Loss):
             inputs = state.select(*self.actor_network.in_keys)
             out = run_network("actor", self.actor_network, inputs)
         action = out.get(self.tensor_keys.action, None)
-        return check_written(action, self.tensor_keys.action, "actor", "action")
+        action = check_written(action, self.tensor_keys.action, "actor", "action")
+        return check_action(action, self.tensor_keys.action, state.batch_size, self.max_action)
 
     def _target_action(
         self, next_state: TensorDictBase, params: TensorDictBase
@@ -404,7 +416,7 @@ class MAGELoss(TD3Loss):
 
     def _value_of_actor(self, state: TensorDictBase, action: Tensor) -> Tensor:
         """``Q_i(s, a)`` of critics held fixed, ``[C, *B]``, differentiable in the action."""
-        params = self._cached_detach_qvalue_network_params
+        params = self.qvalue_network_params.data
         return self._qvalue(state, self._for_each(params, action), params)
 
     def _ascended(self, value_CB: Tensor) -> Tensor:

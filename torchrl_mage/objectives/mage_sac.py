@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 
-from torchrl_mage.objectives.checks import run_network
+from torchrl_mage.objectives.checks import check_action, run_network
 from torchrl_mage.objectives.mage import MAGELoss
 
 
@@ -214,6 +214,7 @@ class MAGESACLoss(MAGELoss):
             inputs = state.select(*self.actor_network.in_keys)
             policy = run_network("actor", self.actor_network.get_dist, inputs)
         action, log_prob = rsample_and_log_prob(policy)
+        check_action(action, self.tensor_keys.action, state.batch_size, self.max_action)
         if log_prob.dim() == action.dim():
             log_prob = log_prob.sum(-1)
         return action, log_prob

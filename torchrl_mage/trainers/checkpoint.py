@@ -229,7 +229,7 @@ def _read(path: Path, digest: str) -> dict[str, Any]:
     if found != digest:
         raise CheckpointError(f"{path} is not what was written (SHA-256 {found[:12]}...)")
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values: {error}"
