@@ -66,15 +66,24 @@ class Run:
 def read_runs(folders: list[Path]) -> list[Run]:
     """Every run below ``folders``: a ``metrics.csv`` beside a ``config.yaml``."""
     runs = []
-    for file in sorted({f.resolve() for folder in folders for f in folder.rglob("metrics.csv")}):
-        config = file.with_name("config.yaml")
-        if not config.exists():
+    for config in sorted({f.resolve() for folder in folders for f in folder.rglob("config.yaml")}):
+        folder, rows = config.parent, []
+        if (file := folder / "metrics.csv").exists():
+            with file.open() as lines:
+                rows = list(csv.DictReader(lines))
+        elif not (folder / "checkpoints").exists():
             continue
-        with file.open() as lines:
-            rows = list(csv.DictReader(lines))
-        hydra = file.parent / "hydra" / "hydra.yaml"
+        settings = flatten(yaml.safe_load(config.read_text()) or {})
+        if "env.name" not in settings:
+            raise SystemExit(f"{config} is not a run's: it has no env.name.")
+        hydra = folder / "hydra" / "hydra.yaml"
         script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
-        runs.append(Run(file.parent, script, flatten(yaml.safe_load(config.read_text())), rows))
+        runs.append(Run(folder, script, settings, rows))
+    if not runs:
+        raise SystemExit(
+            f"no runs below {', '.join(map(str, folders))}: a run has a metrics.csv beside a "
+            "config.yaml."
+        )
     return runs
 
 
@@ -154,6 +163,9 @@ def warn(message: str) -> None:
 def aligned(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps that all runs with the metric have, ``[steps]``, and it, ``[runs, steps]``."""
     values = {run.folder: found for run in runs if (found := run.values(metric))}
+    for run in runs:
+        if values and run.folder not in values:
+            warn(f"{metric}: left out, it has no value yet: {run.folder}")
     steps = sorted(set.intersection(*map(set, values.values()))) if values else []
     last = {folder: max(found) for folder, found in values.items()}
     for folder, step in last.items():
@@ -164,7 +176,8 @@ def aligned(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 def maximum_average(groups: Groups, metric: str) -> list[str]:
     """Table 1 (appendix B.5) as Markdown, unsmoothed; population standard deviations."""
-    lines = ["| task | setting | runs | step | maximum average | best of each |", "|---" * 6 + "|"]
+    lines = [f"| task | setting | runs | step | maximum average {metric} | best of each |"]
+    lines.append("|---" * 6 + "|")
     for (task, label), runs in groups.items():
         steps, values = aligned(runs, metric)
         if not len(steps):
@@ -190,7 +203,12 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap over the first axis (runs): the 95 % interval of ``center``."""
     index = np.random.default_rng(0).integers(len(values), size=(samples, len(values)))
-    low, high = np.percentile(center(values[index], axis=1), [2.5, 97.5], axis=0)
+    # A hundred steps at a time: all at once, long runs would take gigabytes.
+    parts = [
+        np.percentile(center(part[index], axis=1), [2.5, 97.5], axis=0)
+        for part in np.split(values, range(100, values.shape[1], 100), axis=1)
+    ]
+    low, high = np.concatenate(parts, -1)
     return low, high
 
 
@@ -304,17 +322,22 @@ def main() -> None:
     )
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axes")
     parser.add_argument(
-        "--out", type=Path, default=Path("learning_curves"), help="files less their endings"
+        "--out",
+        type=lambda name: Path(name.removesuffix(".png").removesuffix(".csv")),
+        default=Path("learning_curves"),
+        help="the files, less their endings",
     )
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
+    if missing := [str(folder) for folder in args.folders if not folder.is_dir()]:
+        parser.error(f"no such folder: {', '.join(missing)}.")
     center = np.median if args.median else np.mean
     runs = read_runs(args.folders)
     metrics = matching(runs, args.metric)
     groups = group(runs)
     if args.table:
-        print("\n".join(maximum_average(groups, metrics[0])))
+        print("\n\n".join("\n".join(maximum_average(groups, name)) for name in metrics))
         return
     if args.aggregate:
         columns: tuple[str, ...] = ("setting", "metric", "value", "low", "high")
@@ -340,6 +363,11 @@ def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[
         if not len(steps):
             warn(f"left out, no common step with {metric}: {task}, {label}")
             continue
+        if window > len(steps) > 1:
+            warn(
+                f"{metric}: a window of {window} over {len(steps)} evaluations, near their mean "
+                f"everywhere; --smooth 1 draws them: {task}, {label}"
+            )
         values = smooth(raw, window)
         low, high = bootstrap(values, center)
         rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)

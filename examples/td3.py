@@ -12,7 +12,10 @@ from pathlib import Path
 
 import hydra
 import torch
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
@@ -51,12 +54,24 @@ METRICS = (
     "pred_value",
     "target_value",
 )
-RANGES = Path(__file__).parent / "config" / "ranges.yaml"
+CONFIG = Path(__file__).parent / "config"
+RANGES = CONFIG / "ranges.yaml"
 
 OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
 
 
-@hydra.main(config_path="config", config_name="td3", version_base="1.3")
+class SharedConfig(SearchPathPlugin):
+    """Behind this script's own experiments, those and the groups that all scripts share."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Hydra's hook."""
+        search_path.append("shared", f"file://{CONFIG}")
+
+
+Plugins.instance().register(SharedConfig)
+
+
+@hydra.main(config_path="config/td3", config_name="td3", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Trains an agent; returns the final evaluation return."""
     hydra_cfg = HydraConfig.get()

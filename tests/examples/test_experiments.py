@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,20 +18,22 @@ from torchrl_mage.trainers import check_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = {  # as the paper has them: tasks, settings, seeds
-    ("mage_td3", "returns"): 7 * 5,
+    ("mage_td3", "returns"): 7 * 2 * 5,
     ("td3", "returns"): 7 * 5,
     ("mage_td3", "reward"): 7 * 2 * 2 * 5,
-    ("mage_td3", "lmbda"): 4 * 5,
+    ("mage_td3", "lmbda"): (4 + 1) * 5,
     ("mage_td3", "capacity"): 3 * 2 * 5,
-    ("mage_td3", "asymptotic"): 5,
-    ("td3", "asymptotic"): 5,
+    ("mage_td3", "asymptotic"): 2 * 5,
+    ("td3", "asymptotic"): 10,
     ("mage_ddpg", "collapse"): 2 * 5,
     ("gradient_error", "gradients"): 2 * 5,
 }
 
 
 def composed(script, *overrides):
-    with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+    runpy.run_path(str(EXAMPLES / f"{script}.py"))  # its resolvers, and where its settings lie
+    config = EXAMPLES / "config" / ("td3" if script == "td3" else "")
+    with initialize_config_dir(str(config), version_base="1.3"):
         return compose(script, list(overrides), return_hydra_config=True)
 
 
@@ -51,6 +54,24 @@ def test_every_run_of_a_sweep_has_valid_settings(script, experiment):
         settings = OmegaConf.to_container(config, resolve=True)
         check_settings(settings, EXAMPLES / "config" / "ranges.yaml")
         assert settings["resume"] == "auto", "a rerun trains nothing twice"
+
+
+def test_table_1_has_the_papers_lengths_and_lambda():
+    """Appendix B.5 and D.2; Dyna's settings are MAGE's."""
+    ours = composed("mage_td3", "+experiment=asymptotic")
+    assert (ours.total_steps, ours.loss.lmbda, ours.env.id) == (3_000_000, 0.05, "HalfCheetah-v5")
+    td3 = composed("td3", "+experiment=asymptotic")
+    assert (td3.total_steps, td3.env.id) == (10_000_000, "HalfCheetah-v5")
+
+
+def test_lambdas_sweep_has_dyna_beside_it():
+    """Appendix B.4: at lambda 0.2, which only scales Dyna's loss."""
+    values = composed("mage_td3", "+experiment=lmbda").hydra.sweeper.params["loss"]
+    losses = [
+        composed("mage_td3", "+experiment=lmbda", f"loss={x}").loss for x in values.split(",")
+    ]
+    found = [(loss.gradient_coeff, loss.lmbda) for loss in losses]
+    assert found == [(1, 0.01), (1, 0.05), (1, 0.2), (1, 1), (0, 0.2)]
 
 
 def test_capacity_is_the_papers():
@@ -101,12 +122,16 @@ def test_a_sweep_is_continued(tmp_path, launch):
 
 
 def sweep_with_one_bad_seed(tmp_path, *overrides):
-    """Seeds 0 and 1 end, -1 fails and is named."""
-    script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "threads=1", "seed=0,-1,1"]
+    """Seeds 0 and 1 end, -1 and -2 fail and are both named."""
+    script = [sys.executable, str(EXAMPLES / "mage_td3.py"), "-m", "threads=1", "seed=0,-1,-2,1"]
     script += ["hydra.sweep.subdir=${seed}", *overrides, *TINY]
     result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "seed = -1: must be an integer, at least 0" in result.stderr
+    for seed in (-1, -2):
+        assert re.search(
+            rf"failed: .*seed={seed}.*: SettingsError: .*\n  seed = {seed}: must be an integer",
+            result.stdout,
+        )
     ended = {file.parent.name for file in tmp_path.glob("runs/mage_td3/sweep_*/*/networks.pt")}
     assert ended == {"0", "1"}
     return result.stdout + result.stderr

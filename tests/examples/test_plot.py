@@ -69,6 +69,41 @@ def test_curves_by_task_and_setting(monkeypatch, tmp_path, capsys):
     )
 
 
+def test_a_run_without_an_evaluation_is_said(monkeypatch, tmp_path, capsys):
+    """Whether its file has no rows or is not there yet: its seed is missing from the mean."""
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        write_run(tmp_path / "runs" / name, seed, [seed])
+    (tmp_path / "runs/b/metrics.csv").write_text("")
+    (tmp_path / "runs/c/metrics.csv").unlink()
+    (tmp_path / "runs/c/checkpoints").mkdir()
+    (row,) = plot(monkeypatch, tmp_path, "runs")
+    assert row["runs"] == "1"
+    said = capsys.readouterr().err
+    for name in ("b", "c"):
+        assert f"left out, it has no value yet: {tmp_path}/runs/{name}\n" in said
+
+
+def test_a_window_longer_than_the_curve_is_said(monkeypatch, tmp_path, capsys):
+    write_run(tmp_path / "runs/a", 0, [1, 2, 3])
+    plot(monkeypatch, tmp_path, "runs")
+    assert "a window of 25 over 3 evaluations" in capsys.readouterr().err
+    plot(monkeypatch, tmp_path, "runs", "--smooth", "3")
+    assert not capsys.readouterr().err
+
+
+def test_folders_that_hold_no_runs_are_named(monkeypatch, tmp_path, capsys):
+    write_run(tmp_path / "runs/a", 0, [1])
+    with pytest.raises(SystemExit):
+        plot(monkeypatch, tmp_path, "runs", "nowhere")
+    assert "no such folder: nowhere" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="no runs below empty: a run has a metrics.csv beside a"):
+        plot(monkeypatch, tmp_path, "empty")
+    (tmp_path / "runs/a/config.yaml").write_text("")
+    with pytest.raises(SystemExit, match="runs/a/config.yaml is not a run's: it has no env.name"):
+        plot(monkeypatch, tmp_path, "runs")
+
+
 def test_a_seed_that_is_counted_twice_is_said(monkeypatch, tmp_path, capsys):
     """A folder that is named twice is not."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -81,7 +116,7 @@ def test_a_seed_that_is_counted_twice_is_said(monkeypatch, tmp_path, capsys):
 def test_files_are_named_as_asked(monkeypatch, tmp_path):
     write_run(tmp_path / "runs/a", 0, [1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "runs", "--out", "new/lambda_0.05"])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "runs", "--out", "new/lambda_0.05.png"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         "lambda_0.05.csv",
@@ -192,18 +227,20 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample(module):
     assert 0.87 < ((low < 0) & (high > 0)).mean() < 0.98
 
 
+def test_bootstrap_of_long_runs_is_that_of_each_step(module):
+    values = np.random.default_rng(1).normal(size=(4, 230))
+    low, high = module["bootstrap"](values, np.mean)
+    assert low.shape == high.shape == (230,)
+    for step in (0, 99, 100, 229):
+        alone = module["bootstrap"](values[:, [step]], np.mean)
+        np.testing.assert_array_equal(np.concatenate(alone), [low[step], high[step]])
+
+
 def test_logarithmic_axes(module):
     row = ("gradient_error", "A", "all settings equal", 1, 1, 10.0, 9.0, 11.0, 10.0)
     for log, scale in ((True, "log"), (False, "linear")):
         (axes,) = module["draw"]([row], "", log=log).axes
         assert axes.get_yscale() == scale
-
-
-def test_nothing_to_plot_is_named(monkeypatch, tmp_path):
-    (tmp_path / "runs").mkdir()
-    message = "no run below the folders has a metric eval_return_mean; the 0 runs"
-    with pytest.raises(SystemExit, match=message):
-        plot(monkeypatch, tmp_path, "runs")
 
 
 def test_another_column_may_be_drawn(monkeypatch, tmp_path):
