@@ -232,6 +232,12 @@ def test_a_missing_logger_is_named(tmp_path, run):
     assert 'pip install -e ".[loggers]"' in run(tmp_path / "r", "logger=wandb", refused=True).err
 
 
+def test_a_run_that_is_all_warm_up_says_so(tmp_path, run):
+    said = run(tmp_path / "run", "total_steps=10").out
+    assert "nothing was learned in 10 steps, all of them warm-up: raise total_steps" in said
+    assert "nothing was learned" not in run(tmp_path / "longer").out
+
+
 def test_bad_overrides_are_named_all_at_once(tmp_path, run):
     message = run(tmp_path / "run", "seed=-1", "policy.tau=0", "critic.lr=x", refused=True).err
     assert "3 settings are out of range" in message

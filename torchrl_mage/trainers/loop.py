@@ -97,6 +97,11 @@ class TrainingLoop:
             if self._interruption.requested and not last:
                 self.run.say(f"stopped at step {step}; continue with resume={self.run.path}")
                 sys.exit(EXIT_INTERRUPTED)
+        if not self.count.updates:
+            self.run.say(
+                f"nothing was learned in {self.total_steps} steps, all of them warm-up: raise "
+                "total_steps or lower warmup_steps"
+            )
         # A run that is resumed at its end has no step left to evaluate after.
         self.evaluation = self.evaluation or self.assess(self.count.step)
 
