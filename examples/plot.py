@@ -380,9 +380,10 @@ def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[
 def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figure:
     """A row of panels for each metric, a column for each task."""
     metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
-    figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics)), layout="constrained")
-    panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
     labels = dict.fromkeys(row[2] for row in table)
+    size = (5 * len(tasks), (3.4 + 0.2 * len(labels)) * len(metrics))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
     colors = {label: f"C{turn}" for turn, label in enumerate(labels)}
     for metric, panels_of_row in zip(metrics, panels, strict=True):
         for task, axes in zip(tasks, panels_of_row, strict=True):
@@ -398,7 +399,7 @@ def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figur
                 axes.plot(step, raw, color=color, linewidth=0.6, alpha=0.6)
                 axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
             axes.set(title=task, xlabel="environment steps", yscale="log" if log else "linear")
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
             axes.grid(alpha=0.3)
         name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
         panels_of_row[0].set_ylabel(name)
