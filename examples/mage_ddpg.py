@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.nn.functional import smooth_l1_loss
-from torchrl.checkpoint import GlobalRNGState
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
@@ -32,6 +31,7 @@ from torchrl_mage.trainers import (
     CollectorState,
     Counters,
     DivergenceGuard,
+    RandomState,
     RunFolder,
     SettingsError,
     TrainingLoop,
@@ -200,7 +200,7 @@ def main(cfg: DictConfig) -> float:
             "collector": CollectorState(collector),
             "run": run,
             "count": count,
-            "random": GlobalRNGState(),
+            "random": RandomState(),
         },
         buffer,
     )

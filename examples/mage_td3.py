@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.nn.functional import smooth_l1_loss
-from torchrl.checkpoint import GlobalRNGState
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import (
@@ -40,6 +39,7 @@ from torchrl_mage.trainers import (
     Counters,
     DivergenceGuard,
     Evaluation,
+    RandomState,
     RunFolder,
     SettingsError,
     TrainingLoop,
@@ -317,7 +317,7 @@ def main(cfg: DictConfig) -> float:
             "collector": CollectorState(collector),
             "run": run,
             "count": count,
-            "random": GlobalRNGState(),
+            "random": RandomState(),
         },
         buffer,
     )

@@ -73,6 +73,9 @@ def read_runs(folders: list[Path]) -> list[Run]:
                 rows = list(csv.DictReader(lines))
         elif not (folder / "checkpoints").exists():
             continue
+        if not rows:
+            warn(f"left out, no evaluation yet: {folder}")
+            continue
         settings = flatten(yaml.safe_load(config.read_text()) or {})
         if "env.name" not in settings:
             raise SystemExit(f"{config} is not a run's: it has no env.name.")
@@ -165,7 +168,7 @@ def aligned(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
     values = {run.folder: found for run in runs if (found := run.values(metric))}
     for run in runs:
         if values and run.folder not in values:
-            warn(f"{metric}: left out, it has no value yet: {run.folder}")
+            warn(f"{metric}: left out, no value: {run.folder}")
     steps = sorted(set.intersection(*map(set, values.values()))) if values else []
     last = {folder: max(found) for folder, found in values.items()}
     for folder, step in last.items():

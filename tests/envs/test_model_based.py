@@ -314,6 +314,24 @@ def test_nested_termination_ends_the_rollout():
     assert data["next", "agent", "terminated"].squeeze().tolist() == [False, False, True]
 
 
+def test_a_world_model_may_write_termination_at_the_root():
+    """As the tasks' modules do, whatever the environment's own key."""
+    keys = ["observation", "done", "terminated", "truncated"]
+    base = TransformedEnv(get_task("Hopper-v5").make_env())
+    base.append_transform(RenameTransform(keys, [("agent", key) for key in keys]))
+    state = ("agent", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(
+            lambda s, a: s + 1 + 0 * a[..., :1], [state, "action"], [("next", *state)]
+        ),
+        TensorDictModule(lambda a: a[..., :1], ["action"], [("next", "reward")]),
+        TensorDictModule(lambda s: s[..., :1] > 2.5, [("next", *state)], [("next", "terminated")]),
+    )
+    env = ModelBasedEnv(world_model, base)
+    data = env.rollout(10, tensordict=TensorDict({state: torch.zeros(1, 11)}, [1]))
+    assert data["next", "agent", "terminated"].squeeze().tolist() == [False, False, True]
+
+
 def test_bad_input_is_named():
     base = get_task("Pendulum-v1").make_env()
     with pytest.raises(ValueError, match="propagation must be one of .* got 'ts1'"):

@@ -80,7 +80,7 @@ def test_a_run_without_an_evaluation_is_said(monkeypatch, tmp_path, capsys):
     assert row["runs"] == "1"
     said = capsys.readouterr().err
     for name in ("b", "c"):
-        assert f"left out, it has no value yet: {tmp_path}/runs/{name}\n" in said
+        assert f"left out, no evaluation yet: {tmp_path}/runs/{name}\n" in said
 
 
 def test_a_window_longer_than_the_curve_is_said(monkeypatch, tmp_path, capsys):

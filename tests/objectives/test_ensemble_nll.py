@@ -167,9 +167,14 @@ def test_statistics_stay_the_models_when_either_is_converted(moved):
     model.update_normalizer(transitions(30))
     expected = separate_nll(model, [td] * 2).mean()
     torch.testing.assert_close(loss(td)["loss_world_model"], expected)
-    if moved == "loss":
-        kept = loss.state_dict()["world_model_params.difference_statistics.std"]
-        torch.testing.assert_close(kept, model.difference_statistics.std)
+    loss.to("cpu")  # whichever was converted before, the model's statistics are the ones
+    torch.testing.assert_close(loss(td)["loss_world_model"], expected)
+    before = model.observation_statistics.count.clone()
+    loss.float().double()
+    assert model.observation_statistics.count == before > 0
+    torch.testing.assert_close(loss(td)["loss_world_model"], expected, rtol=1e-4, atol=1e-4)
+    kept = loss.state_dict()["world_model_params.difference_statistics.std"]
+    torch.testing.assert_close(kept, model.difference_statistics.std)
 
 
 def test_renamed_keys_and_the_models_own_parameters():

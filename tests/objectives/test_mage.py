@@ -902,6 +902,17 @@ def test_shared_parameters_with_separate_losses():
     assert encoder.weight.grad.abs().sum() > 0
 
 
+def test_a_step_of_the_critics_before_the_actors_backward_is_refused():
+    """As autograd refuses it, rather than a gradient at other critics."""
+    problem = Problem()
+    loss, _ = problem.loss.actor_loss(problem.td())
+    with torch.no_grad():
+        for parameter in problem.loss.qvalue_network_params.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_critics_that_share_parameters_are_all_trained():
     """TorchRL would hold constant what they share, without a word."""
     problem = Problem()
@@ -933,6 +944,11 @@ def test_weights_of_a_prioritised_replay_weigh_the_states():
     each = Problem(termination=False, reduction="none").loss.value_loss(problem.td())[0]
     torch.testing.assert_close(loss, (each[-2] + 3 * each[-1]) / 4)
     assert not torch.isclose(loss, each.mean())
+    column = problem.td().set("priority_weight", weight.float().unsqueeze(-1))
+    torch.testing.assert_close(problem.loss.value_loss(column)[0], loss)
+    wrong = problem.td().set("priority_weight", torch.ones(BATCH, 2))
+    with pytest.raises(ValueError, match=r"'priority_weight' has shape \(12, 2\); one weight"):
+        problem.loss.value_loss(wrong)
 
 
 def test_an_action_of_another_shape_is_named():

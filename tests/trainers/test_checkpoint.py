@@ -26,6 +26,7 @@ from torchrl_mage.trainers import (
     CollectorState,
     Counters,
     EnvState,
+    RandomState,
     checkpoints,
     chosen_folder,
     open_run,
@@ -114,6 +115,16 @@ def test_what_another_device_wrote_is_read_here(tmp_path, monkeypatch):
     again = Run(tmp_path)
     assert again.checkpointer.restore() == 3
     assert again.at(3)
+
+
+def test_generators_of_gpus_that_are_not_here_are_left_out_with_a_warning():
+    state = RandomState().state_dict()
+    drawn = torch.rand(3)
+    more = torch.cuda.device_count() + 1
+    saved = {**state, "torch_cuda": [torch.get_rng_state()] * more}
+    with pytest.warns(UserWarning, match=f"generators of {more} GPUs, this machine has"):
+        RandomState().load_state_dict(saved)
+    assert torch.equal(torch.rand(3), drawn)
 
 
 def truncate(file):

@@ -121,10 +121,11 @@ class ModelBasedEnv(ModelBasedEnvBase):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
         state = self.reset(start.select(*self._observation_keys))
+        terminated = self._terminated_keys[0]  # they are all alike
         left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
         for _ in range(steps):
             following = self.step(policy(state.clone(False)))["next"]
-            left = torch.where(following.get(self._terminated_key), 0, left)
+            left = torch.where(following.get(terminated), 0, left)
             for key in (*self._observation_keys, *self._kept_keys):
                 then = following.get(key)
                 moves = expand_as_right(left.squeeze(-1) > 0, then)
@@ -163,9 +164,8 @@ class ModelBasedEnv(ModelBasedEnvBase):
         self.state_spec = observations.clone()
 
     @property
-    def _terminated_key(self) -> NestedKey:
-        (key,) = (key for key in self.done_keys if _last(key) == "terminated")
-        return key
+    def _terminated_keys(self) -> list[NestedKey]:
+        return [key for key in self.done_keys if _last(key) == "terminated"]
 
     @property
     def _kept_keys(self) -> list[NestedKey]:
@@ -183,8 +183,10 @@ class ModelBasedEnv(ModelBasedEnvBase):
             out.set(key, imagined.get(unravel_key(("next", key))))
         reward = out.get(self.reward_key)
         running = torch.zeros_like(reward, dtype=torch.bool)
-        terminated = imagined.get(unravel_key(("next", self._terminated_key)), running)
-        return self._set_done(out, terminated)
+        for key in (*self._terminated_keys, "terminated"):
+            if (terminated := imagined.get(unravel_key(("next", key)), None)) is not None:
+                return self._set_done(out, terminated)
+        return self._set_done(out, running)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         batch = self.batch_size if tensordict is None else tensordict.batch_size

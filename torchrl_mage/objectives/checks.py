@@ -83,6 +83,16 @@ def check_action(action: Tensor, key: NestedKey, batch_size: torch.Size, bound: 
     return action
 
 
+def check_weights(weights: Tensor, key: NestedKey, loss: Tensor) -> Tensor:
+    """The states' weights in the loss's shape ``[*B]`` and dtype, or an error."""
+    if weights.numel() != loss.numel():
+        raise ValueError(
+            f"{key!r} has shape {tuple(weights.shape)}; one weight for each of the states of batch "
+            f"size {list(loss.shape)} is expected."
+        )
+    return weights.reshape(loss.shape).to(loss)
+
+
 def check_column(
     key: NestedKey, value: Tensor, batch_size: torch.Size, dtype: torch.dtype, remedy: str = ""
 ) -> None:

@@ -151,7 +151,10 @@ class GaussianEnsembleLoss(LossModule):
         return value
 
     def _apply(self, fn: Any, recurse: bool = True) -> GaussianEnsembleLoss:
-        """Moves the ensemble too, and gives it back the statistics that the state dict has."""
+        """Moves the ensemble too; its statistics, and no older ones, are the loss's again."""
+        statistics = {name: fn(buffer) for name, buffer in self.world_model.named_buffers()}
         super()._apply(fn)
         self.world_model_params.to_module(self.world_model)
+        for name, buffer in self.world_model.named_buffers():
+            buffer.data.copy_(statistics[name])
         return self

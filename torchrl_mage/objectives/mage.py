@@ -30,6 +30,7 @@ from torchrl_mage.objectives.checks import (
     check_choice,
     check_dtype,
     check_nonnegative,
+    check_weights,
     check_written,
     read_entry,
     run_network,
@@ -306,6 +307,8 @@ class MAGELoss(TD3Loss):
         metadata |= {"td_error": td_error.detach().abs(), "pred_value": value.detach()}
         loss = self._critic_loss(td_error, *gradient_errors)
         weights = self._maybe_get_priority_weight(tensordict)
+        if weights is not None:
+            weights = check_weights(weights, self.tensor_keys.priority_weight, loss)
         loss = self._reduce_loss(loss, tensordict, weights=weights)
         self._forget(tensordict)
         return loss, metadata
@@ -416,7 +419,7 @@ class MAGELoss(TD3Loss):
 
     def _value_of_actor(self, state: TensorDictBase, action: Tensor) -> Tensor:
         """``Q_i(s, a)`` of critics held fixed, ``[C, *B]``, differentiable in the action."""
-        params = self.qvalue_network_params.data
+        params = self._cached_detach_qvalue_network_params
         return self._qvalue(state, self._for_each(params, action), params)
 
     def _ascended(self, value_CB: Tensor) -> Tensor:
@@ -568,7 +571,11 @@ class MAGELoss(TD3Loss):
 
     def _apply(self, fn: Any, recurse: bool = True) -> MAGELoss:
         self.world_model._apply(fn)
-        return super()._apply(fn)
+        super()._apply(fn)
+        for child in self.children():
+            if isinstance(child, TensorDictParams):
+                child._erase_cache()  # it holds detached parameters as they were before
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -16,6 +16,7 @@ from torchrl_mage.trainers.loop import TRANSITION, TrainingLoop
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.minibatches import member_minibatches
 from torchrl_mage.trainers.optimization import clipped_step, radam, resetter
+from torchrl_mage.trainers.random_state import RandomState
 from torchrl_mage.trainers.resume import chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
 from torchrl_mage.trainers.settings import SettingsError, check_settings
@@ -33,6 +34,7 @@ __all__ = [
     "EnvState",
     "Evaluation",
     "Interruption",
+    "RandomState",
     "RunFolder",
     "RunningMeans",
     "SettingsError",
