@@ -134,7 +134,9 @@ def oracle_gradient_error(
         state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
     true_slope = torch.stack(torch.autograd.grad(total, pushes, materialize_grads=True))
 
-    states = TensorDict.stack([state.select(*qvalue.in_keys, "action") for state in visited])
+    # A first state may bring more than the following ones have, such as a reset's done.
+    shared = set.intersection(*[set(state.keys(True, True)) for state in visited])
+    states = TensorDict.stack([state.select(*shared) for state in visited])
     action = states.get("action").requires_grad_()
     value = qvalue(states.set("action", action)).get("state_action_value")
     (slope,) = torch.autograd.grad(value.sum(), action)
