@@ -217,9 +217,8 @@ class MAGELoss(TD3Loss):
                     "parameters are the actor's: pass a single critic, which is replicated."
                 )
             seen: set[nn.Parameter] = set()
-            for i, critic in enumerate(
-                qvalue_network
-            ):  # TorchRL would hold constant what is shared
+            # TorchRL would hold constant what critics share: each gets its own.
+            for i, critic in enumerate(qvalue_network):
                 if not seen.isdisjoint(own := set(critic.parameters())):
                     qvalue_network[i] = deepcopy(critic)
                 seen |= own
