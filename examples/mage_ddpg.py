@@ -74,7 +74,9 @@ def main(cfg: DictConfig) -> float:
         OmegaConf.to_container(cfg, resolve=True),
         schema=RANGES,
         resume=cfg.resume,
-        overridden=[override.partition("=")[0] for override in hydra_cfg.overrides.task],
+        overridden=[
+            override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task
+        ],
     )
     cfg = OmegaConf.create(settings)
     device = set_up_torch(
@@ -234,9 +236,6 @@ def main(cfg: DictConfig) -> float:
                     update_actor(states)
                     count.updates += 1
 
-    if cfg.video:
-        film_env = task.make_env(device=device, render_mode="rgb_array")
-        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
     run.finished(
         loop.evaluation,
         {
@@ -245,6 +244,9 @@ def main(cfg: DictConfig) -> float:
             "normalizer": normalizer.state_dict(),
         },
     )
+    if cfg.video:
+        film_env = task.make_env(device=device, render_mode="rgb_array")
+        record_episode(film_env, policy, run_path / "evaluation.mp4", seed=cfg.seed)
     return loop.evaluation.mean
 
 

@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ IGNORED = (
     "env_timeout",
 )
 COLUMNS = ("metric", "task", "setting", "step", "runs", "center", "low", "high", "raw")
+LEGEND_WIDTH = 68  # letters below a panel
 Groups = dict[tuple[str, str], list["Run"]]
 
 
@@ -59,8 +61,11 @@ class Run:
         return self.settings["env.name"]
 
     def values(self, metric: str) -> dict[int, float]:
-        """The metric by step, where the run has it."""
-        return {int(row["step"]): float(row[metric]) for row in self.rows if row.get(metric)}
+        """The metric by step, where the run has it and it is finite."""
+        found = {int(row["step"]): float(row[metric]) for row in self.rows if row.get(metric)}
+        if bad := [step for step, value in found.items() if not np.isfinite(value)]:
+            warn(f"{metric}: left out, not finite at steps {bad}: {self.folder}")
+        return {step: value for step, value in found.items() if step not in bad}
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
@@ -79,9 +84,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
         settings = flatten(yaml.safe_load(config.read_text()) or {})
         if "env.name" not in settings:
             raise SystemExit(f"{config} is not a run's: it has no env.name.")
-        hydra = folder / "hydra" / "hydra.yaml"
-        script = yaml.safe_load(hydra.read_text())["hydra"]["job"]["name"] if hydra.exists() else ""
-        runs.append(Run(folder, script, settings, rows))
+        runs.append(Run(folder, settings.get("script", "unknown script"), settings, rows))
     if not runs:
         raise SystemExit(
             f"no runs below {', '.join(map(str, folders))}: a run has a metrics.csv beside a "
@@ -184,6 +187,7 @@ def maximum_average(groups: Groups, metric: str) -> list[str]:
     for (task, label), runs in groups.items():
         steps, values = aligned(runs, metric)
         if not len(steps):
+            warn(f"left out, no common step with {metric}: {task}, {label}")
             continue
         top = values.mean(0).argmax()
         numbers = [f"{x.mean():.2f} +- {x.std():.2f}" for x in (values[:, top], values.max(1))]
@@ -216,16 +220,23 @@ def bootstrap(
 
 
 def final_scores(groups: Groups, metric: str, window: int) -> dict[str, np.ndarray]:
-    """Each setting's scores at the last common step, ``[runs, tasks]``.
+    """Each setting's scores at the last step that all of a task's runs have, ``[runs, tasks]``.
 
     Smoothed, and scaled so that a task's lowest and highest evaluation of any run are 0 and 1. Of
     runs more numerous on one task than on another, the first are taken.
     """
     tasks = list(dict.fromkeys(task for task, _ in groups))
-    found = {key: aligned(runs, metric)[1] for key, runs in groups.items()}
-    for (task, label), values in found.items():
-        if not values.size:
-            raise SystemExit(f"no step where {metric} is known in every run: {task}, {label}.")
+    curves = {key: aligned(runs, metric) for key, runs in groups.items()}
+    found = {}
+    for task in tasks:
+        mine = {key: curve for key, curve in curves.items() if key[0] == task}
+        common = set.intersection(*(set(steps) for steps, _ in mine.values()))
+        if not common:
+            raise SystemExit(f"no step where {metric} is known in every run of {task}.")
+        for key, (steps, values) in mine.items():
+            if max(steps) > max(common):
+                warn(f"{metric}: cut at step {max(common)}, where another setting ends: {key}")
+            found[key] = values[:, np.isin(steps, list(common))]
     ranges = {
         task: np.concatenate([values.ravel() for (of, _), values in found.items() if of == task])
         for task in tasks
@@ -333,6 +344,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
+    if args.table and (args.aggregate or args.median or args.log):
+        parser.error("--table takes neither --aggregate, --median nor --log.")
+    if args.aggregate and (args.median or args.log or len(args.metric) > 1):
+        parser.error("--aggregate takes one --metric, and neither --median nor --log.")
     if missing := [str(folder) for folder in args.folders if not folder.is_dir()]:
         parser.error(f"no such folder: {', '.join(missing)}.")
     center = np.median if args.median else np.mean
@@ -384,7 +399,8 @@ def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figur
     """A row of panels for each metric, a column for each task."""
     metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
     labels = dict.fromkeys(row[2] for row in table)
-    size = (5 * len(tasks), (3.4 + 0.2 * len(labels)) * len(metrics))
+    lines = sum(len(wrap(f"{label} (10 runs)", LEGEND_WIDTH)) for label in labels)
+    size = (5 * len(tasks), (3.6 + 0.16 * lines) * len(metrics))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
     colors = {label: f"C{turn}" for turn, label in enumerate(labels)}
@@ -398,14 +414,15 @@ def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figur
                 columns = zip(*[row[1:] for row in mine if row[0] == label], strict=True)
                 step, runs, middle, low, high, raw = map(np.array, columns)
                 color = colors[label]
-                axes.plot(step, middle, color=color, label=f"{label} ({runs[0]} runs)")
                 axes.plot(step, raw, color=color, linewidth=0.6, alpha=0.6)
+                name = "\n".join(wrap(f"{label} ({runs[0]} runs)", LEGEND_WIDTH))
+                axes.plot(step, middle, color=color, label=name)
                 axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
             axes.set(title=task, xlabel="environment steps", yscale="log" if log else "linear")
-            axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
             axes.grid(alpha=0.3)
-        name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
-        panels_of_row[0].set_ylabel(name)
+        unit = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
+        panels_of_row[0].set_ylabel(unit)
     figure.suptitle(what, fontsize="small")
     return figure
 

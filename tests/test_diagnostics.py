@@ -125,3 +125,17 @@ def test_weights_that_are_none_are_named(weight):
 
 def test_is_reached_by_the_packages_name():
     assert diagnostics.model_diagnostics is model_diagnostics
+
+
+def test_the_error_of_a_critic_that_does_not_read_the_action():
+    """Its slope is zero, as that of one which reads and ignores it."""
+    policy = TensorDictModule(lambda s: 0.3 * s[..., :1], ["observation"], ["action"])
+    blind = TensorDictModule(nn.Linear(3, 1), ["observation"], ["state_action_value"])
+    flat = TensorDictModule(lambda a: 0 * a, ["action"], ["state_action_value"])
+    start = TensorDict(observation=torch.tensor([[0.6, 0.8, 1.0]]), batch_size=[1])
+    found, wanted = (
+        oracle_gradient_error(policy, critic, OraclePendulum(), start, horizon=5, gamma=0.9)
+        for critic in (blind, flat)
+    )
+    torch.testing.assert_close(found, wanted)
+    assert found > 0

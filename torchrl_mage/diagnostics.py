@@ -139,7 +139,7 @@ def oracle_gradient_error(
     states = TensorDict.stack([state.select(*shared) for state in visited])
     action = states.get("action").requires_grad_()
     value = qvalue(states.set("action", action)).get("state_action_value")
-    (slope,) = torch.autograd.grad(value.sum(), action)
+    (slope,) = torch.autograd.grad(value.sum(), action, materialize_grads=True)
     discount = gamma ** torch.arange(horizon, dtype=slope.dtype, device=slope.device)
     discount = discount.reshape(-1, *(1,) * (slope.dim() - 1))
     return (true_slope - discount * slope).abs().sum(-1).sum(0) / horizon

@@ -96,7 +96,7 @@ def balanced_slots(
         >>> (slot // rows).bincount()
         tensor([2, 2, 2])
     """
-    whole, extra = divmod(batch_size, ensemble_size)
+    whole, extra = batch_size // ensemble_size, batch_size % ensemble_size
     # rand().argsort(): inductor cannot index with an unsliced randperm.
     order = torch.rand(batch_size, device=device).argsort()
     if not extra:

@@ -97,8 +97,8 @@ def test_a_sweep_runs_and_plots(tmp_path, launch):
         "world_model.fit_batches=1",
     ]
     launch("mage_td3", "-m", "+experiment=capacity", *overrides, cwd=tmp_path)
-    launch("plot", "runs/capacity", cwd=tmp_path)
-    table = (tmp_path / "learning_curves.csv").read_text()
+    table = (tmp_path / "runs/capacity/mage_td3/learning_curves.csv").read_text()
+    assert (tmp_path / "runs/capacity/mage_td3/learning_curves.png").exists()
     assert {line.split(",")[1] for line in table.splitlines()[1:]} == {"Pendulum-v1"}
     for size in ("ensemble_size=8", "ensemble_size=2", "ensemble_size=1"):
         assert size in table

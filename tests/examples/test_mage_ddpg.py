@@ -37,6 +37,8 @@ def test_collapse_sweeps_both_versions_and_trains_nothing_twice(tmp_path, launch
     assert result.out.count("final evaluation return: ") == 2
     tables = sorted((tmp_path / "runs" / "collapse").rglob("metrics.csv"))
     assert len(tables) == 2
+    drawn = (tmp_path / "runs/collapse/mage_ddpg/learning_curves.csv").read_text()
+    assert {"action_gradient", "eval_return_mean"} < {row.split(",")[0] for row in drawn.split()}
 
     def written():
         return [file.stat().st_mtime_ns for file in tables[0].parent.glob("checkpoints/*")]

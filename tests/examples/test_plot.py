@@ -22,10 +22,9 @@ def module():
 
 def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2, script=None):
     path.mkdir(parents=True)
-    if script:
-        (path / "hydra").mkdir()
-        (path / "hydra" / "hydra.yaml").write_text(f"hydra: {{job: {{name: {script}}}}}")
     config = {"seed": seed, "env": {"name": task}, "loss": {"lmbda": lmbda}}
+    if script:
+        config["script"] = script
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [f"{250 * (i + 1)},{value},0,1" for i, value in enumerate(returns)]
     header = "step,eval_return_mean,eval_return_std,wall_time"
@@ -132,6 +131,34 @@ def test_aggregates_need_a_step_in_common(module, tmp_path):
     groups = module["group"](module["read_runs"]([tmp_path / "runs"]))
     with pytest.raises(SystemExit, match=r"no step where eval_return_mean is known in every run"):
         module["final_scores"](groups, "eval_return_mean", 1)
+
+
+def test_aggregates_are_of_one_step(module, tmp_path, capsys):
+    """A sweep in progress: the setting that is further is read where the other ends."""
+    write_run(tmp_path / "runs/a", 0, [0, 10, 99], lmbda=0.2)
+    write_run(tmp_path / "runs/b", 0, [0, 5], lmbda=1.0)
+    groups = module["group"](module["read_runs"]([tmp_path / "runs"]))
+    scores = module["final_scores"](groups, "eval_return_mean", 1)
+    assert {label: score.tolist() for label, score in scores.items()} == {
+        "loss.lmbda=0.2": [[1.0]],
+        "loss.lmbda=1": [[0.5]],
+    }
+    assert "cut at step 500, where another setting ends" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_left_out(monkeypatch, tmp_path, capsys):
+    write_run(tmp_path / "runs/a", 0, [1, "nan", 3])
+    rows = plot(monkeypatch, tmp_path, "runs", "--smooth", "1")
+    assert [(row["step"], float(row["center"])) for row in rows] == [("250", 1), ("750", 3)]
+    assert "left out, not finite at steps [500]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--table", "--median"], ["--aggregate", "--log"]])
+def test_options_that_do_not_go_together(monkeypatch, tmp_path, capsys, options):
+    write_run(tmp_path / "runs/a", 0, [1])
+    with pytest.raises(SystemExit):
+        plot(monkeypatch, tmp_path, "runs", *options)
+    assert f"{options[0]} takes" in capsys.readouterr().err
 
 
 def test_scripts_are_told_apart(monkeypatch, tmp_path):

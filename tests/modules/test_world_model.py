@@ -110,6 +110,21 @@ def test_constant_features_are_centred_only():
 
 
 @pytest.mark.parametrize("sampling", ["balanced", "independent", "moments", "mean"])
+def test_what_always_changes_alike_is_foreseen_without_noise(sampling):
+    model = GaussianEnsembleWorldModel(OBS, ACTION, num_cells=(4,), sampling=sampling)
+    data = transitions(20, dtype=torch.float32)
+    data["next", "observation"][:, 1] = data["observation"][:, 1] + 0.5
+    model.update_normalizer(data[:1])
+    assert not model.difference_statistics.constant.any(), "one transition shows no constancy"
+    model.update_normalizer(data[1:])
+    assert model.difference_statistics.constant.tolist() == [i == 1 for i in range(OBS)]
+    state = data.select("observation", "action").clone()
+    difference = model(state)["next", "observation"] - state["observation"]
+    torch.testing.assert_close(difference[:, 1], torch.full((20,), 0.5), rtol=0, atol=1e-5)
+    assert difference[:, 0].std() > 1e-3
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "independent", "moments", "mean"])
 @given(shape=st.lists(st.integers(1, 5), max_size=3), ensemble_size=st.integers(1, 6))
 @settings(max_examples=25, deadline=None)
 def test_any_batch_shape_and_ensemble_size(sampling, shape, ensemble_size):

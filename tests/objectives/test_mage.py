@@ -574,6 +574,24 @@ def test_a_list_of_one_critic_is_trained_from_its_own_parameters(delay):
         assert all(torch.equal(a, b) for a, b in zip(targets, online, strict=True))
 
 
+def test_reset_draws_plain_critics_at_their_first_scale():
+    """PyTorch's own layers take their bound from the fan-in, which a stack has not."""
+    actor = TensorDictModule(MLP(2, 1, num_cells=[64]), ["observation"], ["action"])
+    critic = TensorDictModule(
+        MLP(3, 1, num_cells=[64, 64]), ["observation", "action"], ["state_action_value"]
+    )
+    loss = MAGELoss(actor, [critic, copy.deepcopy(critic)], Problem().world_model, bounds=(-1, 1))
+    NetworkSoftUpdate(loss, ["qvalue_network", "actor_network"], tau=0.005)
+    before = loss.qvalue_network_params.data.clone()
+    loss.reset_parameters_recursive()
+    for key in (("module", "0", "weight"), ("module", "2", "weight"), ("module", "4", "weight")):
+        weight, old = loss.qvalue_network_params[key], before[key]
+        torch.testing.assert_close(weight.std(), old.std(), rtol=0.2, atol=0)
+        assert not torch.isclose(weight, old).any(-1).all()
+        assert not torch.equal(weight[0], weight[1])
+        assert torch.equal(loss.target_qvalue_network_params[key], weight)
+
+
 def test_reset_redraws_each_critic_as_it_was_drawn():
     """Xavier-uniform, each critic on its own, targets alike; a stacked fan is no fan."""
     observation_dim, action_dim, width = 2, 1, 64
@@ -949,6 +967,45 @@ def test_weights_of_a_prioritised_replay_weigh_the_states():
     wrong = problem.td().set("priority_weight", torch.ones(BATCH, 2))
     with pytest.raises(ValueError, match=r"'priority_weight' has shape \(12, 2\); one weight"):
         problem.loss.value_loss(wrong)
+
+
+def test_they_weigh_the_actors_loss_too():
+    problem = Problem()
+    weight = torch.tensor([0.0] * (BATCH - 2) + [1.0, 3.0], dtype=torch.float64)
+    loss, _ = problem.loss.actor_loss(problem.td().set("priority_weight", weight))
+    each = Problem(reduction="none").loss.actor_loss(problem.td())[0]
+    torch.testing.assert_close(loss, (each[-2] + 3 * each[-1]) / 4)
+    assert not torch.isclose(loss, each.mean())
+
+
+def test_a_first_call_in_inference_mode():
+    problem, other = Problem(), Problem()
+    with torch.inference_mode():
+        found = problem.loss(TensorDict(observation=problem.state.clone(), batch_size=[BATCH]))
+    torch.testing.assert_close(found["loss_qvalue"], other.loss(other.td())["loss_qvalue"].detach())
+
+
+def test_bounds_keep_the_networks_precision():
+    problem = Problem(bounds=(-0.3, 0.3))
+    assert problem.loss.max_action.item() == 0.3
+    assert problem.loss.min_action.item() == -0.3
+
+
+def test_compiles_at_a_second_batch_size():
+    """Which Dynamo takes for a size of any value."""
+    model = GaussianEnsembleWorldModel(
+        OBS, ACTION, ensemble_size=3, num_cells=(8,), dtype=torch.float64
+    )
+    loss = Problem(dynamics=model, termination=False).loss
+    torch.compiler.reset()
+    for function in (loss.value_loss, loss.actor_loss):
+        graph = torch.compile(function, fullgraph=True, backend="eager")
+        for size in (7, 9):
+            states = TensorDict(observation=torch.randn(size, OBS).double(), batch_size=[size])
+            torch.manual_seed(0)
+            found, _ = graph(states)
+            torch.manual_seed(0)
+            torch.testing.assert_close(found, function(states)[0])
 
 
 def test_an_action_of_another_shape_is_named():

@@ -27,6 +27,8 @@ from torchrl_mage.trainers import (
     Counters,
     EnvState,
     RandomState,
+    RunFolder,
+    RunInUseError,
     checkpoints,
     chosen_folder,
     open_run,
@@ -372,6 +374,24 @@ def test_which_run_is_continued(tmp_path):
     )
 
 
+def test_two_processes_do_not_train_one_run(tmp_path):
+    settings = {"seed": 1}
+    open_run(tmp_path / "old", settings, schema={}, resume=None, overridden=[])
+    Run(tmp_path / "old").advance(4).save()
+
+    def entered(path):
+        return RunFolder(path, columns=[], total_steps=1, title="test")
+
+    with entered(tmp_path / "old"):
+        with pytest.raises(RunInUseError, match="another process trains in .*old: wait for it"):
+            entered(tmp_path / "old").__enter__()
+        new = open_run(tmp_path / "new", settings, schema={}, resume="auto", overridden=[])[1]
+    assert new == tmp_path / "new", "auto lets a run that is trained alone"
+    assert open_run(tmp_path / "x", settings, schema={}, resume="auto", overridden=[])[1] == (
+        tmp_path / "old"
+    )
+
+
 def test_a_new_run_does_not_start_over_another(tmp_path):
     Run(tmp_path).advance(4).save()
     for resume in (None, "auto"):
@@ -394,5 +414,19 @@ def test_a_named_run_keeps_its_settings(tmp_path):
     newer = {**default, "loss": {"lmbda": 0.05, "clip": 1.0}, "logger": "csv"}
     with pytest.raises(CheckpointError, match=r"config.yaml lacks loss.clip, logger\. Add them"):
         open_run(old, newer, schema={}, resume=str(old), overridden=["resume"])
+    experiment = ["resume", "capacity"]  # the name of no setting: all of them are compared
+    with pytest.raises(CheckpointError, match="other settings: seed: 1 -> 0; loss.lmbda"):
+        open_run(old, default, schema={}, resume=str(old), overridden=experiment)
+    sac = {"script": "mage_sac", "seed": 0}
+    open_run(tmp_path / "sac", sac, schema={}, resume=None, overridden=[])
+    Run(tmp_path / "sac").advance(4).save()
+    with pytest.raises(CheckpointError, match="script mage_sac, not of td3: continue it with"):
+        open_run(
+            tmp_path / "sac",
+            {"script": "td3", "seed": 0},
+            schema={},
+            resume=str(tmp_path / "sac"),
+            overridden=["resume"],
+        )
     assert chosen_folder(None, "new") == "new"
     assert chosen_folder(str(old), "new") == str(old)

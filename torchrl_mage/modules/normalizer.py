@@ -76,6 +76,11 @@ class RunningStatistics(nn.Module):
         std = self.var.sqrt()
         self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
 
+    @property
+    def constant(self) -> Tensor:
+        """Which features two vectors or more have shown not to change, boolean ``[D]``."""
+        return (self.count > 1) & (self.var.sqrt() < MIN_STD)
+
     def normalize(self, values: Tensor) -> Tensor:
         """Centres and scales ``values`` of shape ``[*B, D]``.
 

@@ -53,6 +53,9 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         device: device of parameters and statistics.
         dtype: their floating dtype.
 
+    :meth:`forward` leaves a feature whose difference never changed in the data as it was, but for
+    that difference: a goal, say, or an object that nobody has touched.
+
     A tensordict with an entry ``"ensemble_member"`` (int64, ``[*B, 1]``) chooses each element's
     member itself: the trajectory sampling of :class:`~torchrl_mage.ModelBasedEnv`.
 
@@ -220,7 +223,7 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
             mean, var = mixture_moments(*self.predict(observation, action))
             if self.sampling == "moments":
                 mean = mean + var.sqrt() * torch.randn_like(mean)
-            return tensordict.set(self.out_keys[0], mean)
+            return tensordict.set(self.out_keys[0], self._steady(observation, mean))
 
         input_BI = self._input_rows(observation, action)
         size, device = self.ensemble_size, input_BI.device
@@ -235,7 +238,16 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
         difference = self.difference_statistics.denormalize(
             difference_BD.reshape(observation.shape)
         )
-        return tensordict.set(self.out_keys[0], observation + difference)
+        return tensordict.set(self.out_keys[0], self._steady(observation, observation + difference))
+
+    def _steady(self, observation: Tensor, following: Tensor) -> Tensor:
+        """The next observation, without the noise of what has always changed alike.
+
+        The normalised difference of such a feature is in raw units, and so would its noise be, of
+        0.08 or more.
+        """
+        steps = self.difference_statistics
+        return torch.where(steps.constant, observation + steps.mean, following)
 
     def _input_rows(self, observation: Tensor, action: Tensor) -> Tensor:
         """The network's input with one batch dimension, ``[B, D + A]``, also of no elements."""

@@ -247,9 +247,12 @@ class MAGELoss(TD3Loss):
             if only is not None and name in self._modules:
                 self._modules[name].data.update_(only)
         check_bounds(self.min_action, self.max_action)
-        for parameter in self.parameters():  # bounds given as floats are float32
-            self.max_action = self.max_action.to(parameter.dtype)
-            self.min_action = self.min_action.to(parameter.dtype)
+        for parameter in self.parameters():  # TorchRL rounds floats to float32
+            box = (self.min_action, self.max_action) if bounds is None else bounds
+            self.min_action, self.max_action = (
+                torch.as_tensor(bound, dtype=parameter.dtype, device=parameter.device)
+                for bound in box
+            )
             break
         if not gradient_coeff:
             self.out_keys = [key for key in self.out_keys if not key.startswith("action_gradient")]
@@ -305,10 +308,7 @@ class MAGELoss(TD3Loss):
         td_error = target - value
         metadata |= {"td_error": td_error.detach().abs(), "pred_value": value.detach()}
         loss = self._critic_loss(td_error, *gradient_errors)
-        weights = self._maybe_get_priority_weight(tensordict)
-        if weights is not None:
-            weights = check_weights(weights, self.tensor_keys.priority_weight, loss)
-        loss = self._reduce_loss(loss, tensordict, weights=weights)
+        loss = self._reduced(loss, tensordict)
         self._forget(tensordict)
         return loss, metadata
 
@@ -317,7 +317,7 @@ class MAGELoss(TD3Loss):
         state = self._state(tensordict)
         action = self._act(state, self.actor_network_params)
         value = self._value_of_actor(state, action)
-        loss = self._reduce_loss(-self._ascended(value), tensordict)
+        loss = self._reduced(-self._ascended(value), tensordict)
         self._forget(tensordict)
         return loss, {"state_action_value_actor": value.detach()}
 
@@ -425,6 +425,13 @@ class MAGELoss(TD3Loss):
         """What of the critics the actor ascends, ``[*B]``."""
         return value_CB.min(0)[0] if self.sub_sample_len is None else value_CB.mean(0)
 
+    def _reduced(self, loss: Tensor, tensordict: TensorDictBase | None) -> Tensor:
+        """The reduction of a loss ``[*B]``, by prioritised replay's weights if there are some."""
+        weights = None if tensordict is None else self._maybe_get_priority_weight(tensordict)
+        if weights is not None:
+            weights = check_weights(weights, self.tensor_keys.priority_weight, loss)
+        return self._reduce_loss(loss, tensordict, weights=weights)
+
     @staticmethod
     def _for_each(params: TensorDictBase, inputs: Tensor) -> Tensor:
         """A copy of the inputs for each of the critics, ``[C, *B, A]``."""
@@ -502,7 +509,8 @@ class MAGELoss(TD3Loss):
             check_dtype(key, state.get(key), self.max_action.dtype, "the networks")
         # A keyword call brings no batch size: all that the entries share but their last dimension.
         shapes = [state.get(key).shape[:-1] for key in self._state_keys]
-        shared = min(shapes, key=len)
+        depth = min(len(shape) for shape in shapes)  # min(key=) would not compile at any size
+        shared = next(shape for shape in shapes if len(shape) == depth)
         while any(shape[: len(shared)] != shared for shape in shapes):
             shared = shared[:-1]
         state.batch_size = tensordict.batch_size or shared
@@ -519,7 +527,8 @@ class MAGELoss(TD3Loss):
     def _check_next_state(self, state: TensorDictBase) -> None:
         """Refuses, once, a world model whose next state carries no gradient to the action."""
         devices = [self.max_action.device] if self.max_action.is_cuda else []
-        with torch.random.fork_rng(devices):
+        with torch.inference_mode(False), torch.random.fork_rng(devices):
+            state = state.clone()  # what inference mode made carries no gradient
             action = self._act(state, self.actor_network_params).detach()
             check_depends_on_action(
                 partial(self._imagine, state), action, self._next_keys, self._without_gradient
@@ -563,10 +572,16 @@ class MAGELoss(TD3Loss):
 
     def reset_parameters_recursive(self) -> None:
         """Redraws actor and critics; the world model is not the loss's to reset."""
-        for name in ("actor_network", "qvalue_network"):
-            self._reset_module_parameters(name, getattr(self, name))
-            online, target = getattr(self, f"{name}_params"), getattr(self, f"target_{name}_params")
-            target.data.update_(online.data)
+        actor, critics = self.actor_network_params.data, self.qvalue_network_params.data
+        # A critic at a time: a layer would take the stack of them for its fan-in.
+        for network, params in (
+            (self.actor_network, actor),
+            *((self.qvalue_network, critic) for critic in critics.unbind(0)),
+        ):
+            with params.to_module(network, preserve_module_state=False):
+                network.reset_parameters_recursive()
+        self.target_actor_network_params.data.update_(actor)
+        self.target_qvalue_network_params.data.update_(critics)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MAGELoss:
         self.world_model._apply(fn)

@@ -68,8 +68,9 @@ class MAGESACLoss(MAGELoss):
     :meth:`forward` writes what :class:`~torchrl_mage.MAGELoss` does, and ``loss_alpha``, ``alpha``
     and ``entropy`` (:math:`-\log \pi(a|s)`, ``[*B]``).
 
-    Randomness comes from the global generator: the subset of the critics, if any, the action, the
-    world model's draws, the next action.
+    Randomness comes from the global generator: in :meth:`forward` the actor's loss draws its action
+    first, then in :meth:`value_loss` the subset of the critics, if any, the action, the world
+    model's draws, the next action.
 
     Raises:
         ValueError: as in :class:`~torchrl_mage.MAGELoss`; ``alpha_init`` is not positive,
@@ -192,7 +193,7 @@ class MAGESACLoss(MAGELoss):
         action, log_prob = self._sample(state, self.actor_network_params)
         value = self._value_of_actor(state, action)
         alpha = self.log_alpha.detach().exp()
-        loss = self._reduce_loss(alpha * log_prob - self._ascended(value), tensordict)
+        loss = self._reduced(alpha * log_prob - self._ascended(value), tensordict)
         self._forget(tensordict)
         return loss, {
             "state_action_value_actor": value.detach(),
@@ -202,11 +203,11 @@ class MAGESACLoss(MAGELoss):
     def alpha_loss(self, entropy: Tensor, tensordict: TensorDictBase | None = None) -> Tensor:
         """The temperature's loss, from the ``entropy`` of the actor's draws, ``[*B]``.
 
-        A ``tensordict`` is read for its mask alone, which the other losses heed too.
+        A ``tensordict`` is read for its mask and its weights, which the other losses heed too.
         """
         if self.fixed_alpha:
             entropy = torch.full_like(entropy, self.target_entropy)
-        return self._reduce_loss(self.log_alpha * (entropy - self.target_entropy), tensordict)
+        return self._reduced(self.log_alpha * (entropy - self.target_entropy), tensordict)
 
     def _sample(self, state: TensorDictBase, params: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``a ~ pi(s)``, ``[*B, A]``, and ``log pi(a|s)``, ``[*B]``."""

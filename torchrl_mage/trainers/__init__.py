@@ -19,6 +19,7 @@ from torchrl_mage.trainers.optimization import clipped_step, radam, resetter
 from torchrl_mage.trainers.random_state import RandomState
 from torchrl_mage.trainers.resume import chosen_folder, open_run
 from torchrl_mage.trainers.run_folder import RunFolder
+from torchrl_mage.trainers.run_lock import RunInUseError, RunLock
 from torchrl_mage.trainers.settings import SettingsError, check_settings
 from torchrl_mage.trainers.video import record_episode, use_offscreen_rendering
 
@@ -36,6 +37,8 @@ __all__ = [
     "Interruption",
     "RandomState",
     "RunFolder",
+    "RunInUseError",
+    "RunLock",
     "RunningMeans",
     "SettingsError",
     "TrainingLoop",

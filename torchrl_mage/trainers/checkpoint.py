@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,7 +112,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.path}: {error}. The "
                 "checkpoints before it are whole. Free space or make the folder writable, then "
-                f"continue with resume={self.path.parent}."
+                f"continue with {resuming(self.path.parent)}."
             ) from error
         for old in checkpoints(self.path.parent)[self._keep :]:
             shutil.rmtree(old)
@@ -199,6 +200,17 @@ class Checkpointer:
         self._pieces, self._stored = digests, sum(map(len, pieces))
         transitions = TensorDict.cat(pieces).unflatten_keys("/") if pieces else None
         return manifest, state, transitions
+
+
+def resuming(path: str | Path) -> str:
+    """The override that continues the run in ``path``, as a shell takes it.
+
+    Example:
+        >>> print(resuming("runs/one"), resuming("sweep/env=pendulum,seed=0"))
+        resume=runs/one 'resume="sweep/env=pendulum,seed=0"'
+    """
+    plain = re.fullmatch(r"[\w./:-]+", str(path))
+    return f"resume={path}" if plain else f"'resume=\"{path}\"'"
 
 
 def checkpoints(path: str | Path) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
-from torchrl_mage.trainers.checkpoint import Checkpointer
+from torchrl_mage.trainers.checkpoint import Checkpointer, resuming
 from torchrl_mage.trainers.counters import Counters
 from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard
 from torchrl_mage.trainers.evaluation import Evaluation
@@ -72,8 +72,8 @@ class TrainingLoop:
     _interruption: Interruption = field(default_factory=Interruption, init=False)
 
     def __enter__(self) -> TrainingLoop:
-        self._interruption.__enter__()
         self.run.__enter__()
+        self._interruption.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -95,7 +95,7 @@ class TrainingLoop:
             if step % self.checkpoint_interval == 0 or last or self._interruption.requested:
                 self.checkpointer.save(step)
             if self._interruption.requested and not last:
-                self.run.say(f"stopped at step {step}; continue with resume={self.run.path}")
+                self.run.say(f"stopped at step {step}; continue with {resuming(self.run.path)}")
                 sys.exit(EXIT_INTERRUPTED)
         if not self.count.updates:
             self.run.say(

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints
+from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints, resuming
+from torchrl_mage.trainers.run_lock import RunLock
 from torchrl_mage.trainers.settings import check_settings
 
 CONFIG = "config.yaml"
@@ -43,15 +44,17 @@ def open_run(
             no more to do), or the newest unfinished one beside it, if it has these settings, or
             starts one; all else continues the one in ``path``.
         overridden: dotted keys that the user set: they must be those of the run to be continued,
-            whatever the rest of ``settings`` is.
+            whatever the rest of ``settings`` is. One that is no setting, such as the name of an
+            experiment, stands for all of them.
 
     Returns:
         The run's settings, saved as ``config.yaml``, and its folder.
 
     Raises:
         SettingsError: settings are out of range.
-        CheckpointError: there is nothing to continue in ``path``, a key was set that differs, a
-            new run would start over another, or its folder cannot be written.
+        CheckpointError: there is nothing to continue in ``path``, it is another script's (setting
+            ``script``) or has another value of a key that was set, a new run would start over
+            another, or its folder cannot be written.
     """
     path = Path(path)
     check_settings(settings, schema)
@@ -64,23 +67,30 @@ def open_run(
     if resume in (None, "auto"):
         if checkpoints(path):
             raise CheckpointError(
-                f"{path} holds a run already: continue it with resume={path}, or choose another "
+                f"{path} holds a run already: continue it with {resuming(path)}, or choose another "
                 "folder."
             )
     else:
         if not checkpoints(path) or not (path / CONFIG).exists():
             raise CheckpointError(f"resume={resume}: no checkpoint of a run in {path}.")
         saved = _read(path)
-        held = set(_leaves(saved))
-        if lacking := [key for key in _leaves(settings) if key not in held]:
+        wanted = settings.get("script")
+        if (script := saved.get("script", wanted)) != wanted:
+            raise CheckpointError(
+                f"{path} holds a run of the script {script}, not of {wanted}: continue it with "
+                "that one."
+            )
+        held = set(_dotted(saved))
+        if lacking := [key for key in _dotted(settings) if key not in held]:
             raise CheckpointError(
                 f"{path} was run by another version of the script: its {CONFIG} lacks "
                 f"{', '.join(lacking)}. Add them there, or start a run of its own without resume."
             )
+        keys = set(_dotted(settings))
+        named = [key for key in overridden if key != "resume"]
         differing = [
             line
-            for key in overridden
-            if key != "resume"
+            for key in (named if keys.issuperset(named) else settings)
             for line in differing_keys({key: _select(saved, key)}, {key: _select(settings, key)})
         ]
         if differing:
@@ -101,10 +111,12 @@ def open_run(
 
 
 def newest_unfinished_run(root: Path, settings: Mapping[str, Any]) -> Path | None:
-    """The newest run in a folder of runs that has these settings, a checkpoint, and no end."""
+    """The newest run below ``root`` with these settings and a checkpoint, no end, and no user."""
     runs = [file.parent for file in root.glob(f"*/{CONFIG}") if checkpoints(file.parent)]
     for run in sorted(runs, key=lambda run: checkpoints(run)[0].stat().st_mtime, reverse=True):
-        if not (run / NETWORKS).exists() and not differing_keys(_read(run), settings):
+        if (run / NETWORKS).exists() or differing_keys(_read(run), settings):
+            continue
+        if not RunLock(run).in_use():
             return run
     return None
 
@@ -128,13 +140,12 @@ def differing_keys(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return found
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested settings."""
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested settings, those of whole branches too."""
     for key, value in settings.items():
+        yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def _read(path: Path) -> dict[str, Any]:

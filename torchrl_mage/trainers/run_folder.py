@@ -14,10 +14,11 @@ from torch import Tensor
 from torchrl.record.loggers import Logger
 from tqdm.auto import tqdm
 
-from torchrl_mage.trainers.checkpoint import checkpoints
+from torchrl_mage.trainers.checkpoint import checkpoints, resuming
 from torchrl_mage.trainers.evaluation import Evaluation
 from torchrl_mage.trainers.metrics import RunningMeans
 from torchrl_mage.trainers.resume import NETWORKS
+from torchrl_mage.trainers.run_lock import RunLock
 
 EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time")
 
@@ -25,9 +26,9 @@ EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time"
 class RunFolder:
     """Writes ``metrics.csv``, ``learning_curve.png`` and a logger's scalars, and shows progress.
 
-    ``metrics.csv`` gets one row an evaluation: :data:`EVALUATION_COLUMNS` (steps, undiscounted
-    return, seconds since the start), then ``columns``: the mean of each metric since the row
-    before, empty where there was none.
+    Entered, it keeps other processes out. ``metrics.csv`` gets one row an evaluation:
+    :data:`EVALUATION_COLUMNS` (steps, undiscounted return, seconds since the start), then
+    ``columns``: the mean of each metric since the row before, empty where there was none.
 
     Args:
         path: the folder, made if it is missing.
@@ -71,15 +72,18 @@ class RunFolder:
         self._start = time.monotonic()
         self._bar = tqdm(total=total_steps, desc=title, unit="step", dynamic_ncols=True)
         self._shown: dict[str, str] = {}
+        self._lock = RunLock(self.path)
 
     def __enter__(self) -> RunFolder:
+        self._lock.acquire()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lock.release()
         self._bar.close()
         saved = checkpoints(self.path)
         if isinstance(error, Exception) and saved:
-            self.say(f"resume={self.path} continues from its newest checkpoint, {saved[0].name}")
+            self.say(f"{resuming(self.path)} continues from its newest checkpoint, {saved[0].name}")
 
     def say(self, message: str) -> None:
         """Prints a line without breaking the progress bar."""
@@ -130,7 +134,9 @@ class RunFolder:
 
     def finished(self, evaluation: Evaluation, networks: dict[str, Any]) -> None:
         """Saves the final networks, whose file marks the run's end, and prints the last line."""
-        torch.save(networks, self.path / NETWORKS)
+        scratch = self.path / f"{NETWORKS}.writing"
+        torch.save(networks, scratch)
+        scratch.rename(self.path / NETWORKS)
         self.say(f"final evaluation return: {evaluation}")
 
     def state_dict(self) -> dict[str, Any]:

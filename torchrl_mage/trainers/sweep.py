@@ -1,8 +1,12 @@
-"""What a sweep says of the runs that fail (needs Hydra, which the scripts bring)."""
+"""What a sweep says of failed runs and draws at its end (needs Hydra, which the scripts bring)."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -25,3 +29,22 @@ class FailureCallback(Callback):
             error = job_return._return_value  # the property would raise it
             name = config.hydra.job.override_dirname
             LOG.error("failed: %s: %s: %s", name, type(error).__name__, error, exc_info=error)
+
+
+class PlotCallback(Callback):
+    """Draws the curves of a sweep that has ended, by the ``plot.py`` beside its script.
+
+    Args:
+        options: of ``plot.py``.
+    """
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self.options = [str(option) for option in options]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra's hook; the figure and its table are ``learning_curves`` in the sweep's folder."""
+        folder = Path(config.hydra.sweep.dir)
+        script = Path(sys.argv[0]).with_name("plot.py")
+        command = [sys.executable, script, folder, "--out", folder / "learning_curves"]
+        if subprocess.run([*map(str, command), *self.options]).returncode:
+            LOG.error("the runs have ended, their curves could not be drawn: see above")

@@ -18,7 +18,17 @@ def use_offscreen_rendering() -> None:
 
     Call it before the environment is made. MuJoCo then renders through EGL; ``MUJOCO_GL=osmesa``
     renders in software.
+
+    Raises:
+        ModuleNotFoundError: the extra ``video`` is not installed.
     """
+    try:
+        import imageio.v2  # noqa: F401  # an extra
+        import imageio_ffmpeg  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'video=true needs {error.name}: pip install -e ".[video]"'
+        ) from error
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -42,17 +52,9 @@ def record_episode(
         seed: seeds the environment.
         fps: frames a second of the video.
         max_steps: where an episode without an end is cut.
-
-    Raises:
-        ModuleNotFoundError: the extra ``video`` is not installed.
     """
-    try:
-        import imageio.v2 as imageio  # an extra
-        import imageio_ffmpeg  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'video=true needs {error.name}: pip install -e ".[video]"'
-        ) from error
+    import imageio.v2 as imageio  # an extra
+
     env.set_seed(seed)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         filmed = TransformedEnv(env, PixelRenderTransform(preproc=np.ascontiguousarray))
