@@ -93,9 +93,7 @@ def main(cfg: DictConfig) -> float:
         OmegaConf.to_container(cfg, resolve=True),
         schema=RANGES,
         resume=cfg.resume,
-        overridden=[
-            override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task
-        ],
+        overridden=hydra_cfg.overrides.task,
     )
     cfg = OmegaConf.create(settings)
     device = set_up_torch(

@@ -415,14 +415,14 @@ def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figur
                 step, runs, middle, low, high, raw = map(np.array, columns)
                 color = colors[label]
                 axes.plot(step, raw, color=color, linewidth=0.6, alpha=0.6)
-                name = "\n".join(wrap(f"{label} ({runs[0]} runs)", LEGEND_WIDTH))
-                axes.plot(step, middle, color=color, label=name)
+                entry = "\n".join(wrap(f"{label} ({runs[0]} runs)", LEGEND_WIDTH))
+                axes.plot(step, middle, color=color, label=entry)
                 axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
             axes.set(title=task, xlabel="environment steps", yscale="log" if log else "linear")
             axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
             axes.grid(alpha=0.3)
-        unit = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
-        panels_of_row[0].set_ylabel(unit)
+        name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
+        panels_of_row[0].set_ylabel(name)
     figure.suptitle(what, fontsize="small")
     return figure
 

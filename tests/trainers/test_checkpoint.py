@@ -411,6 +411,9 @@ def test_a_named_run_keeps_its_settings(tmp_path):
     message = r"other settings: loss.lmbda: 0.2 -> 0.05\. Leave them out"
     with pytest.raises(CheckpointError, match=message):
         open_run(old, default, schema={}, resume=str(old), overridden=["resume", "loss.lmbda"])
+    forced = ["resume=old", "++loss.lmbda=0.05"]
+    with pytest.raises(CheckpointError, match=message):
+        open_run(old, default, schema={}, resume=str(old), overridden=forced)
     newer = {**default, "loss": {"lmbda": 0.05, "clip": 1.0}, "logger": "csv"}
     with pytest.raises(CheckpointError, match=r"config.yaml lacks loss.clip, logger\. Add them"):
         open_run(old, newer, schema={}, resume=str(old), overridden=["resume"])

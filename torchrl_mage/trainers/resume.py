@@ -43,9 +43,9 @@ def open_run(
         resume: ``None`` starts a run; ``"auto"`` continues the one in ``path`` (a finished one has
             no more to do), or the newest unfinished one beside it, if it has these settings, or
             starts one; all else continues the one in ``path``.
-        overridden: dotted keys that the user set: they must be those of the run to be continued,
-            whatever the rest of ``settings`` is. One that is no setting, such as the name of an
-            experiment, stands for all of them.
+        overridden: what the user set, ``"key.below=value"`` or the key alone, with or without a
+            leading ``+`` or ``~``: it must be as in the run to be continued, whatever the rest of
+            ``settings`` is. A key that is no setting, such as an experiment's, stands for all.
 
     Returns:
         The run's settings, saved as ``config.yaml``, and its folder.
@@ -80,17 +80,17 @@ def open_run(
                 f"{path} holds a run of the script {script}, not of {wanted}: continue it with "
                 "that one."
             )
-        held = set(_dotted(saved))
-        if lacking := [key for key in _dotted(settings) if key not in held]:
+        held, keys = set(_dotted(saved)), list(_dotted(settings))
+        if lacking := [key for key in keys if key not in held]:
             raise CheckpointError(
                 f"{path} was run by another version of the script: its {CONFIG} lacks "
                 f"{', '.join(lacking)}. Add them there, or start a run of its own without resume."
             )
-        keys = set(_dotted(settings))
-        named = [key for key in overridden if key != "resume"]
+        named = {override.lstrip("+~").partition("=")[0]: None for override in overridden}
+        named.pop("resume", None)
         differing = [
             line
-            for key in (named if keys.issuperset(named) else settings)
+            for key in (named if named.keys() <= set(keys) else settings)
             for line in differing_keys({key: _select(saved, key)}, {key: _select(settings, key)})
         ]
         if differing:
