@@ -6,6 +6,7 @@ from torchrl_mage.modules import (
     GaussianEnsembleWorldModel,
     Normalizer,
     RewardModel,
+    RewardScaler,
     TerminationModel,
 )
 from torchrl_mage.objectives import (
@@ -26,6 +27,7 @@ __all__ = [
     "Normalizer",
     "OraclePendulum",
     "RewardModel",
+    "RewardScaler",
     "Task",
     "TaylorTDLoss",
     "TerminationModel",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.objectives.utils import distance_loss
 
 Aux = TypeVar("Aux")
+Inputs = TypeVar("Inputs")
 
 
 def bounded_log_variance(raw: Tensor, low: float, high: float) -> Tensor:
@@ -132,8 +133,8 @@ def grouped_slots(member_B: Tensor, ensemble_size: int) -> tuple[Tensor, int]:
 
 
 def value_and_action_gradient(
-    function: Callable[[Tensor], tuple[Tensor, Aux]], action: Tensor
-) -> tuple[Tensor, Tensor, Aux]:
+    function: Callable[[Inputs], tuple[Tensor, Aux]], action: Inputs
+) -> tuple[Tensor, Inputs, Aux]:
     """A function's value and its gradient with respect to the action.
 
     The gradient stays differentiable in whatever else the function depends on: the critic's
@@ -143,10 +144,11 @@ def value_and_action_gradient(
     Args:
         function: maps an action ``[*B, A]`` to a value ``[*B]``, each element's value depending on
             its own action alone, and a tuple of tensors that the caller wants to keep.
-        action: ``[*B, A]``.
+        action: ``[*B, A]``, or a TensorDict of all that the function is differentiated in.
 
     Returns:
-        The value ``[*B]``, its action-gradient ``[*B, A]`` and what else the function returned.
+        The value ``[*B]``, its gradient in the shape of ``action`` and what else the function
+        returned.
 
     Example:
         >>> value, gradient, _ = value_and_action_gradient(
@@ -156,7 +158,7 @@ def value_and_action_gradient(
         (tensor([5.]), tensor([[2., 4.]]))
     """
 
-    def total(action: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
+    def total(action: Inputs) -> tuple[Tensor, tuple[Tensor, Aux]]:
         value, aux = function(action)
         return value.sum(), (value, aux)
 
@@ -206,11 +208,10 @@ def target_gradient_paths(
         action = action.detach().requires_grad_()
         state, reward = imagine(action)
         follow_up = next_action(state)
-        parts = (
-            reward,
-            gamma * next_value(state, follow_up.detach()),
-            gamma * next_value(state.detach(), follow_up),
-        )
+        with torch.random.fork_rng([action.device] if action.is_cuda else []):
+            through_state = next_value(state, follow_up.detach())
+        through_action = next_value(state.detach(), follow_up)  # of the same draws
+        parts = (reward, gamma * through_state, gamma * through_action)
         reward_path, state_path, action_path = (
             torch.autograd.grad(
                 part.sum(), action, retain_graph=True, allow_unused=True, materialize_grads=True

@@ -34,11 +34,20 @@ def test_fixed_temperature_stays(tmp_path, launch):
 
 
 @pytest.mark.parametrize("task", ["InvertedPendulum-v5", "Pendulum-v1"])
-def test_what_it_would_ignore_is_refused(tmp_path, launch, capfd, task):
-    custom = ["env=custom", f"env.name={task}"]
-    with pytest.raises(SystemExit):
-        launch("mage_sac", f"hydra.run.dir={tmp_path / 'run'}", *TINY, *custom, cwd=tmp_path)
-    assert "reward=known termination=known" in capfd.readouterr().err
+def test_reward_and_termination_may_be_learned(tmp_path, launch, task):
+    path = tmp_path / "run"
+    custom = ["env=custom", f"env.name={task}", "reward_model.num_cells=[8]"]
+    launch("mage_sac", f"hydra.run.dir={path}", *TINY, *custom, cwd=tmp_path)
+    last = outcome(path)[0][-1]
+    assert float(last["loss_reward"]) > 0
+    assert float(last["loss_termination"]) > 0
+
+
+def test_imagined_states_and_the_targets_paths(tmp_path, launch):
+    path = tmp_path / "run"
+    launch("mage_sac", f"hydra.run.dir={path}", *TINY, "policy.imagination_steps=3", cwd=tmp_path)
+    last = outcome(path)[0][-1]
+    assert all(float(last[name]) > 0 for name in ("reward_path", "next_state_path"))
 
 
 @pytest.mark.parametrize("script", ["mage_ddpg", "gradient_error"])

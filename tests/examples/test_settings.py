@@ -183,7 +183,9 @@ def test_a_task_brings_the_papers_sizes():
 
     def composed(env):
         with initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
-            return OmegaConf.to_container(compose("mage_td3", [f"env={env}"]), resolve=True)
+            return OmegaConf.to_container(
+                compose("mage_td3", [f"env={env}", "recipe=paper"]), resolve=True
+            )
 
     for env, steps in (("pendulum", 2500), ("cartpole", 5000)):
         config = composed(env)

@@ -8,27 +8,22 @@ import pickle
 import resource
 import signal
 
-import gymnasium
-import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import get_task
-from torchrl_mage.envs import find_task
+from torchrl_mage.envs import RecordedEnv
 from torchrl_mage.trainers import (
     Checkpointer,
     CheckpointError,
     CollectorState,
-    Counters,
-    EnvState,
     RandomState,
-    RunFolder,
     RunInUseError,
+    RunLock,
     checkpoints,
     chosen_folder,
     open_run,
@@ -45,12 +40,22 @@ TASKS = [
 ]
 
 
+class Count:
+    step = 0
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
 class Run:
     """A layer, a counter and a buffer of numbered transitions."""
 
     def __init__(self, path, keep=2):
         self.layer = nn.Linear(2, 1)
-        self.count = Counters()
+        self.count = Count()
         self.buffer = ReplayBuffer(storage=LazyTensorStorage(100))
         self.checkpointer = Checkpointer(
             path, {"layer": self.layer, "count": self.count}, self.buffer, keep=keep
@@ -101,7 +106,7 @@ def test_a_checkpoint_writes_only_what_is_new(tmp_path):
 
 def test_a_checkpoint_does_not_grow_with_the_storage(tmp_path):
     buffer = ReplayBuffer(storage=LazyTensorStorage(100_000))
-    checkpointer = Checkpointer(tmp_path, {"count": Counters()}, buffer)
+    checkpointer = Checkpointer(tmp_path, {"count": Count()}, buffer)
     buffer.extend(TensorDict({"observation": torch.zeros(3, 20)}, [3]))
     checkpointer.save(3)
     (piece,) = (tmp_path / "checkpoints" / "buffer").iterdir()
@@ -248,20 +253,26 @@ def test_another_trainers_checkpoint_is_refused(tmp_path):
 # ---------------------------------------------------------------- environment and collector
 
 
+def recorded(env):
+    layer = env._env
+    assert isinstance(layer, RecordedEnv)
+    return layer
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_an_environment_goes_on_as_it_was(name):
     env = get_task(name).make_env()
     env.set_seed(3)
     start = env.rollout(17, break_when_any_done=False)[-1]["next"]
     start = env.reset() if start["done"].any() else start.select("observation", "done")
-    state = EnvState(env).state_dict()
+    state = recorded(env).episode()
     torch.manual_seed(1)
     kwargs = {"auto_reset": False, "break_when_any_done": False}
     expected = env.rollout(120, tensordict=start.clone(), **kwargs)
     other = get_task(name).make_env()
     other.set_seed(99)
     other.rollout(5)
-    EnvState(other).load_state_dict(state)
+    recorded(other).replay(state)
     torch.manual_seed(1)
     assert (other.rollout(120, tensordict=start.clone(), **kwargs) == expected).all()
 
@@ -295,61 +306,9 @@ def test_a_collector_goes_on_in_its_episode():
 
 
 def test_another_environments_state_is_refused():
-    state = EnvState(get_task("Pendulum-v1").make_env()).state_dict()
-    with pytest.raises(ValueError, match=r"state is that of .*PendulumEnv.* the environment is"):
-        EnvState(get_task("Hopper-v5").make_env()).load_state_dict(state)
-
-
-class Listed(gymnasium.Env):
-    """Keeps its state in a list, and an old generator."""
-
-    observation_space = Box(-np.inf, np.inf, (1,))
-    action_space = Box(-1, 1, (1,))
-
-    def reset(self, *, seed=None, options=None):
-        self.steps = [0]
-        return np.zeros(1, np.float32), {}
-
-    @property
-    def np_random(self):
-        return np.random.RandomState(0)
-
-    def step(self, action):
-        self.steps[0] += 1
-        return np.array(self.steps, np.float32), 0.0, False, False, {}
-
-
-def test_a_state_that_cannot_be_read_starts_a_new_episode_and_says_so():
-    """Else a transition from the old state to the new episode's would be stored."""
-    gymnasium.register("Listed-v0", Listed)
-
-    def make():
-        return Collector(
-            find_task("Listed-v0").make_env(),
-            None,
-            frames_per_batch=1,
-            total_frames=9,
-            auto_register_policy_transforms=False,
-        )
-
-    collector = make()
-    batches = iter(collector)
-    for _ in range(4):
-        assert next(batches)["next", "observation"] > 0
-    state = CollectorState(collector).state_dict()
-    other = make()
-    with pytest.warns(UserWarning, match=r"keeps \['steps'\], .* goes on with a new episode"):
-        CollectorState(other).load_state_dict(state)
-    rest = torch.cat([batch.clone() for batch in other])
-    assert rest["observation"].flatten().tolist() == [0, 1, 2, 3, 4]
-    assert rest["next", "observation"].flatten().tolist() == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_tasks_states_are_read_whole(name):
-    env = get_task(name).make_env()
-    env.rollout(2)
-    assert EnvState(env).unread == []
+    state = recorded(get_task("Pendulum-v1").make_env()).episode()
+    with pytest.raises(ValueError, match=r"state is that of Pendulum-v1, the environment is Hop"):
+        recorded(get_task("Hopper-v5").make_env()).replay(state)
 
 
 # ---------------------------------------------------------------- which run
@@ -379,12 +338,9 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     open_run(tmp_path / "old", settings, schema={}, resume=None, overridden=[])
     Run(tmp_path / "old").advance(4).save()
 
-    def entered(path):
-        return RunFolder(path, columns=[], total_steps=1, title="test")
-
-    with entered(tmp_path / "old"):
+    with RunLock(tmp_path / "old"):
         with pytest.raises(RunInUseError, match="another process trains in .*old: wait for it"):
-            entered(tmp_path / "old").__enter__()
+            RunLock(tmp_path / "old").__enter__()
         new = open_run(tmp_path / "new", settings, schema={}, resume="auto", overridden=[])[1]
     assert new == tmp_path / "new", "auto lets a run that is trained alone"
     assert open_run(tmp_path / "x", settings, schema={}, resume="auto", overridden=[])[1] == (

@@ -18,18 +18,17 @@ from torchrl.modules import AdditiveGaussianModule
 from torchrl.record.loggers import CSVLogger
 
 from torchrl_mage import Task, get_task
+from torchrl_mage.objectives import member_minibatches, radam
 from torchrl_mage.trainers import (
     DivergenceError,
     DivergenceGuard,
     Evaluation,
-    RunFolder,
+    Metrics,
     RunningMeans,
     check_finite,
     clipped_step,
     compiled,
     evaluate,
-    member_minibatches,
-    radam,
 )
 
 # ---------------------------------------------------------------- evaluation
@@ -174,19 +173,17 @@ def test_running_means_weigh_each_call_equally():
     assert means.pop() == {}
 
 
-def make_run(path, **kwargs):
-    return RunFolder(path, columns=["loss", "other"], total_steps=20, title="test", **kwargs)
-
-
-def test_run_folder_writes_rows_curve_and_scalars(tmp_path):
+def test_metrics_write_rows_curve_and_scalars(tmp_path):
     logger = CSVLogger("logs", str(tmp_path))
-    with make_run(tmp_path, show=["loss"], logger=logger) as run:
-        run.add(loss=torch.tensor(1.0))
-        run.log(5)
-        run.add(loss=torch.tensor(3.0))
-        run.log(10)
-        run.evaluated(10, Evaluation(torch.tensor([1.0, 3.0]), torch.ones(2)))
-        run.evaluated(20, Evaluation(torch.tensor([5.0]), torch.ones(1)))
+    run = Metrics(tmp_path, total_steps=20, title="test", show=["loss"], logger=logger)
+    run.report(loss=torch.tensor(1.0))
+    run.log(5)
+    run.report(loss=torch.tensor(3.0))
+    run.log(10)
+    run.evaluated(10, Evaluation(torch.tensor([1.0, 3.0]), torch.ones(2)))
+    run.report(other=torch.tensor(7.0))
+    run.evaluated(20, Evaluation(torch.tensor([5.0]), torch.ones(1)))
+    run.close()
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -203,15 +200,18 @@ def test_run_folder_writes_rows_curve_and_scalars(tmp_path):
         "1.0",
     )
     assert (rows[0]["loss"], rows[0]["other"], rows[1]["loss"]) == ("2.0", "", "")
+    assert rows[1]["other"] == "7.0", "a column comes when its metric is first reported"
     assert 0 <= float(rows[0]["wall_time"]) <= float(rows[1]["wall_time"])
     assert (tmp_path / "learning_curve.png").read_bytes()[1:4] == b"PNG"
     points = (tmp_path / "logs" / "scalars" / "train" / "loss.csv").read_text().split()
     assert points == ["5,1.0", "10,3.0"]
 
 
-def test_unknown_metric_is_named(tmp_path):
-    with make_run(tmp_path) as run, pytest.raises(ValueError, match=r"\['lose'\] are no columns"):
-        run.add(lose=torch.tensor(1.0))
+def test_a_metric_may_not_take_an_evaluations_column(tmp_path):
+    run = Metrics(tmp_path, total_steps=1, title="test")
+    with pytest.raises(ValueError, match=r"\['step'\] are columns of the evaluation"):
+        run.report(step=torch.tensor(1.0))
+    run.close()
 
 
 # ---------------------------------------------------------------- compilation

@@ -5,6 +5,7 @@ from torchrl_mage.envs.checked import CheckedEnv, EnvironmentFault
 from torchrl_mage.envs.model_based import ModelBasedEnv
 from torchrl_mage.envs.mujoco import ForwardVelocity
 from torchrl_mage.envs.pendulum import OraclePendulum
+from torchrl_mage.envs.recorded import RecordedEnv, ReplayError
 from torchrl_mage.envs.tasks import (
     Task,
     find_task,
@@ -21,6 +22,8 @@ __all__ = [
     "ForwardVelocity",
     "ModelBasedEnv",
     "OraclePendulum",
+    "RecordedEnv",
+    "ReplayError",
     "Task",
     "find_task",
     "get_task",

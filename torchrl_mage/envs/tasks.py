@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrl.envs import GymWrapper
 
 from torchrl_mage.envs.checked import CheckedEnv
+from torchrl_mage.envs.recorded import RecordedEnv
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -85,7 +86,7 @@ class Task:
             )
         if not (np.all(space.low == -1) and np.all(space.high == 1)):
             env = RescaleAction(env, np.float32(-1), np.float32(1))
-        return GymWrapper(CheckedEnv(env, self.name, timeout), device=device)
+        return GymWrapper(RecordedEnv(CheckedEnv(env, self.name, timeout)), device=device)
 
 
 def reward_module(function: TransitionFunction) -> TensorDictModule:

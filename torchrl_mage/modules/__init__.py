@@ -5,6 +5,7 @@ from torchrl_mage.modules.ensemble import EnsembleLinear, EnsembleMLP
 from torchrl_mage.modules.mlp import XavierLinear, xavier_mlp
 from torchrl_mage.modules.normalizer import Normalizer, RunningStatistics
 from torchrl_mage.modules.reward_model import RewardModel, TerminationModel
+from torchrl_mage.modules.reward_scaler import RewardScaler
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "GaussianEnsembleWorldModel",
     "Normalizer",
     "RewardModel",
+    "RewardScaler",
     "RunningStatistics",
     "TerminationModel",
     "XavierLinear",

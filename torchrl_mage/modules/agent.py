@@ -93,6 +93,8 @@ def critic(
     action_dim: int,
     num_cells: Sequence[int],
     *,
+    layer_norm: bool = False,
+    zero_head: bool = False,
     in_key: NestedKey = "normalized_observation",
     device: torch.device | str | None = None,
 ) -> TensorDictModule:
@@ -102,6 +104,8 @@ def critic(
         obs_dim: number of observation features ``D``.
         action_dim: number of action features ``A``.
         num_cells: width of each hidden layer.
+        layer_norm: whether each hidden layer is normalised before its activation.
+        zero_head: whether the last layer starts at zero, and so does every value.
         in_key: where the observation ``[*B, D]`` is read.
         device: device of the parameters.
 
@@ -115,8 +119,11 @@ def critic(
         >>> q(td)["state_action_value"].shape
         torch.Size([5, 1])
     """
+    mlp = xavier_mlp(obs_dim + action_dim, 1, num_cells, layer_norm=layer_norm, device=device)
+    if zero_head:
+        nn.init.zeros_(mlp[-1].weight)
     return TensorDictModule(
-        xavier_mlp(obs_dim + action_dim, 1, num_cells, device=device),
+        mlp,
         in_keys=[in_key, "action"],
         out_keys=["state_action_value"],
     )

@@ -30,6 +30,7 @@ def xavier_mlp(
     out_features: int,
     num_cells: Sequence[int],
     *,
+    layer_norm: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> MLP:
@@ -39,6 +40,7 @@ def xavier_mlp(
         in_features: size of the input.
         out_features: size of the output.
         num_cells: width of each hidden layer.
+        layer_norm: whether each hidden layer is normalised before its activation.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -52,5 +54,7 @@ def xavier_mlp(
         num_cells=list(num_cells),
         activation_class=nn.SiLU,
         layer_class=XavierLinear,
+        norm_class=nn.LayerNorm if layer_norm else None,
+        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
         device=device,
     ).to(dtype=dtype)

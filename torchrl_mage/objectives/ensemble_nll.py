@@ -1,10 +1,13 @@
-"""Maximum likelihood for the ensemble world model."""
+"""Maximum likelihood for the ensemble world model, over minibatches of its members' own."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
@@ -13,7 +16,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_mage.functional import gaussian_nll
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
-from torchrl_mage.objectives.checks import check_choice, check_dtype, read_entry
+from torchrl_mage.objectives.contract import check_choice, check_dtype, read_entry
 
 
 class GaussianEnsembleLoss(LossModule):
@@ -158,3 +161,107 @@ class GaussianEnsembleLoss(LossModule):
         for name, buffer in self.world_model.named_buffers():
             buffer.data.copy_(statistics[name])
         return self
+
+
+def member_minibatches(
+    size: int,
+    *,
+    ensemble_size: int,
+    batch_size: int,
+    min_batches: int,
+    exact: bool = False,
+    device: torch.device | str | None = None,
+) -> Iterator[Tensor]:
+    """Indices of minibatches for all members at once (appendix D.2 and the authors' code).
+
+    Each epoch permutes the data anew for each member. An incomplete last batch is dropped unless it
+    is the epoch's only one.
+
+    Args:
+        size: number of transitions.
+        ensemble_size: number of members ``E``.
+        batch_size: transitions in a minibatch.
+        min_batches: epochs run until at least so many batches were given.
+        exact: whether to stop at ``min_batches`` within an epoch.
+        device: where the indices lie.
+
+    Yields:
+        int64 ``[E, min(batch_size, size)]``.
+
+    Example:
+        >>> batches = list(
+        ...     member_minibatches(10, ensemble_size=2, batch_size=4, min_batches=3)
+        ... )
+        >>> len(batches), batches[0].shape
+        (4, torch.Size([2, 4]))
+    """
+    if min(size, ensemble_size, batch_size, min_batches) < 1:
+        raise ValueError(
+            "size, ensemble_size, batch_size and min_batches must be at least 1, got "
+            f"{(size, ensemble_size, batch_size, min_batches)}."
+        )
+    width = min(batch_size, size)
+    batches_per_epoch = size // width
+    given = 0
+    for _ in range(math.ceil(min_batches / batches_per_epoch)):
+        permutations = torch.rand(ensemble_size, size, device=device).argsort(1)
+        for start in range(0, batches_per_epoch * width, width):
+            if exact and given == min_batches:
+                return
+            given += 1
+            yield permutations[:, start : start + width]
+
+
+class Fitted(Protocol):
+    """What is fitted: the ensemble, a learned reward or termination."""
+
+    def update_normalizer(self, tensordict: TensorDictBase) -> None:
+        """Takes transitions into its statistics."""
+
+
+def fit(
+    model: Fitted,
+    minimize: Callable[[TensorDictBase], Any],
+    data: TensorDictBase,
+    *,
+    new: int,
+    batch_size: int,
+    min_batches: int,
+    exact: bool = False,
+) -> None:
+    """Fits a model to all transitions so far: its statistics, then whole epochs of minibatches.
+
+    Args:
+        model: the ensemble, a :class:`~torchrl_mage.RewardModel` or a
+            :class:`~torchrl_mage.TerminationModel`.
+        minimize: takes a step on one minibatch ``[E, batch_size]``, one row for each member.
+        data: transitions ``[N]``.
+        new: how many of the last are new to the statistics.
+        batch_size: transitions in a minibatch.
+        min_batches: as in :func:`member_minibatches`.
+        exact: likewise.
+
+    Example:
+        >>> from torchrl_mage import GaussianEnsembleWorldModel
+        >>> model = GaussianEnsembleWorldModel(3, 1, ensemble_size=2, num_cells=(8,))
+        >>> loss = GaussianEnsembleLoss(model)
+        >>> data = TensorDict(observation=torch.randn(10, 3), action=torch.randn(10, 1))
+        >>> data["next", "observation"] = data["observation"] + 1
+        >>> data.auto_batch_size_(1)
+        TensorDict(...)
+        >>> seen = []
+        >>> fit(model, lambda batch: seen.append(loss(batch)["loss_world_model"]), data,
+        ...     new=10, batch_size=5, min_batches=3)
+        >>> len(seen)
+        4
+    """
+    model.update_normalizer(data[-new:])
+    for index in member_minibatches(
+        len(data),
+        ensemble_size=getattr(model, "ensemble_size", 1),
+        batch_size=batch_size,
+        min_batches=min_batches,
+        exact=exact,
+        device=data.device,
+    ):
+        minimize(data[index])

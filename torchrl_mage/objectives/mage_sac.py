@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
@@ -15,10 +15,9 @@ from tensordict.nn import (
     dispatch,
 )
 from torch import Tensor, nn
-from torchrl.data import TensorSpec
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 
-from torchrl_mage.objectives.checks import check_action, run_network
+from torchrl_mage.objectives.imagined import ACTION, BONUS, AgentArguments
 from torchrl_mage.objectives.mage import MAGELoss
 
 
@@ -40,7 +39,8 @@ class MAGESACLoss(MAGELoss):
 
     Soft actor-critic (arXiv:1812.05905, section 5) with the critics' objective of MAGE
     (arXiv:2004.14309, Algorithm 2). The gradient of ``y`` takes in what the next state does to the
-    entropy there. There is no target actor.
+    entropy there. There is no target actor. With ``horizon`` above 1, each imagined action is a
+    draw with its own bonus.
 
     Args:
         actor_network: stochastic policy with a reparameterised distribution, such as a
@@ -49,10 +49,6 @@ class MAGESACLoss(MAGELoss):
         world_model: as there.
 
     Keyword Args:
-        action_spec: bounded spec of the action; exclusive with ``bounds``.
-        bounds: ``(low, high)`` of the action; exclusive with ``action_spec``.
-        num_qvalue_nets: number of critics.
-        sub_sample_len: as in :class:`~torchrl_mage.MAGELoss`.
         lmbda: weight of the TD error, :math:`\lambda \ge 0`.
         gradient_coeff: weight ``c`` of the action-gradient error.
         alpha_init: first temperature :math:`\alpha`, in units of the reward.
@@ -60,17 +56,15 @@ class MAGESACLoss(MAGELoss):
         target_entropy: :math:`\bar H` in nats, or ``"auto"``: minus the number of actions, which
             takes an ``action_spec``.
         loss_function: :math:`\rho`: ``"smooth_l1"``, ``"l2"`` or ``"l1"``.
-        delay_qvalue: whether the critics have target networks.
-        separate_losses: as in :class:`~torchrl_mage.MAGELoss`.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        deactivate_vmap: whether to loop over the critics.
+        action_spec, bounds, num_qvalue_nets, sub_sample_len, horizon, delay_qvalue,
+            separate_losses, reduction, deactivate_vmap: as in :class:`~torchrl_mage.MAGELoss`.
 
     :meth:`forward` writes what :class:`~torchrl_mage.MAGELoss` does, and ``loss_alpha``, ``alpha``
     and ``entropy`` (:math:`-\log \pi(a|s)`, ``[*B]``).
 
     Randomness comes from the global generator: in :meth:`forward` the actor's loss draws its action
-    first, then in :meth:`value_loss` the subset of the critics, if any, the action, the world
-    model's draws, the next action.
+    first, then in :meth:`value_loss` the subset of the critics, if any, the action, and for each
+    imagined step the world model's draws and the next action.
 
     Raises:
         ValueError: as in :class:`~torchrl_mage.MAGELoss`; ``alpha_init`` is not positive,
@@ -118,20 +112,13 @@ class MAGESACLoss(MAGELoss):
         qvalue_network: TensorDictModule | Sequence[TensorDictModule],
         world_model: TensorDictModuleBase,
         *,
-        action_spec: TensorSpec | None = None,
-        bounds: tuple[float, float] | None = None,
-        num_qvalue_nets: int = 2,
-        sub_sample_len: int | None = None,
         lmbda: float = 0.2,
         gradient_coeff: float = 1.0,
         alpha_init: float = 1.0,
         fixed_alpha: bool = False,
         target_entropy: float | Literal["auto"] = "auto",
         loss_function: str = "smooth_l1",
-        delay_qvalue: bool = True,
-        separate_losses: bool = False,
-        reduction: str = "mean",
-        deactivate_vmap: bool = False,
+        **shared: Unpack[AgentArguments],
     ) -> None:
         if not (math.isfinite(alpha_init) and alpha_init > 0):
             raise ValueError(f"alpha_init must be a finite positive number, got {alpha_init}.")
@@ -145,25 +132,18 @@ class MAGESACLoss(MAGELoss):
             actor_network,
             qvalue_network,
             world_model,
-            action_spec=action_spec,
-            bounds=bounds,
-            num_qvalue_nets=num_qvalue_nets,
-            sub_sample_len=sub_sample_len,
             lmbda=lmbda,
             gradient_coeff=gradient_coeff,
             policy_noise=0.0,
             noise_clip=0.0,
             loss_function=loss_function,
             delay_actor=False,
-            delay_qvalue=delay_qvalue,
-            separate_losses=separate_losses,
-            reduction=reduction,
-            deactivate_vmap=deactivate_vmap,
+            **shared,
         )
         self.alpha_init = float(alpha_init)
         self.fixed_alpha = fixed_alpha
         if target_entropy == "auto":
-            if action_spec is None:
+            if shared.get("action_spec") is None:
                 raise ValueError(
                     "target_entropy='auto' is minus the number of actions, which bounds do not "
                     "tell: pass action_spec, or the number itself."
@@ -189,7 +169,7 @@ class MAGESACLoss(MAGELoss):
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The actor's loss, and its detached diagnostics with the policy's ``entropy``."""
-        state = self._state(tensordict)
+        state = self._states(tensordict)
         action, log_prob = self._sample(state, self.actor_network_params)
         value = self._value_of_actor(state, action)
         alpha = self.log_alpha.detach().exp()
@@ -212,10 +192,8 @@ class MAGESACLoss(MAGELoss):
     def _sample(self, state: TensorDictBase, params: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``a ~ pi(s)``, ``[*B, A]``, and ``log pi(a|s)``, ``[*B]``."""
         with params.to_module(self.actor_network, preserve_module_state=False):
-            inputs = state.select(*self.actor_network.in_keys)
-            policy = run_network("actor", self.actor_network.get_dist, inputs)
+            policy = self.actor_network.get_dist(state.select(*self.actor_network.in_keys))
         action, log_prob = rsample_and_log_prob(policy)
-        check_action(action, self.tensor_keys.action, state.batch_size, self.max_action)
         if log_prob.dim() == action.dim():
             log_prob = log_prob.sum(-1)
         return action, log_prob
@@ -223,19 +201,13 @@ class MAGESACLoss(MAGELoss):
     def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
         return self._sample(state, params)[0]
 
-    def _target_action(
-        self, next_state: TensorDictBase, params: TensorDictBase
-    ) -> tuple[Tensor, ...]:
-        """The next action and its log-probability."""
-        return self._sample(next_state, params)
-
-    def _next_value(
-        self, next_state: TensorDictBase, chosen: tuple[Tensor, ...], params: TensorDictBase
-    ) -> Tensor:
-        """``min_i Q_i(s', a') - alpha log pi(a'|s')``, ``[*B, 1]``."""
-        action, log_prob = chosen
-        value = super()._next_value(next_state, (action,), params)
-        return value - self.log_alpha.exp() * log_prob[..., None]
+    def _chosen(
+        self, state: TensorDictBase, params: TensorDictBase, *, last: bool
+    ) -> TensorDictBase:
+        """The policy's draw, and ``-alpha log pi(a|s)`` as its bonus."""
+        action, log_prob = self._sample(state, params)
+        bonus = -self.log_alpha.exp() * log_prob[..., None]
+        return TensorDict({ACTION: action, BONUS: bonus}, batch_size=state.batch_size)
 
     def reset_parameters_recursive(self) -> None:
         """Redraws actor and critics; the temperature starts anew."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import TensorSpec
 
 from torchrl_mage.functional import taylor_td_loss
-from torchrl_mage.objectives.checks import check_nonnegative
+from torchrl_mage.objectives.contract import check_nonnegative
+from torchrl_mage.objectives.imagined import AgentArguments
 from torchrl_mage.objectives.mage import MAGELoss
 
 
@@ -35,10 +35,6 @@ class TaylorTDLoss(MAGELoss):
         world_model: as there.
 
     Keyword Args:
-        action_spec: bounded spec of the action; exclusive with ``bounds``.
-        bounds: ``(low, high)`` of the action; exclusive with ``action_spec``.
-        num_qvalue_nets: number of critics.
-        sub_sample_len: as in :class:`~torchrl_mage.MAGELoss`.
         action_variance: :math:`\lambda_a`, in squared units of the action. The default is the
             square of TD3's smoothing noise.
         state_variance: :math:`\lambda_s`, in squared units of the state. Above 0, actor, critics
@@ -47,10 +43,8 @@ class TaylorTDLoss(MAGELoss):
         policy_noise: standard deviation of the target policy's noise.
         noise_clip: its bound.
         delay_actor: whether the actor has a target network.
-        delay_qvalue: whether the critics have target networks.
-        separate_losses: as in :class:`~torchrl_mage.MAGELoss`.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        deactivate_vmap: whether to loop over the critics.
+        action_spec, bounds, num_qvalue_nets, sub_sample_len, horizon, delay_qvalue,
+            separate_losses, reduction, deactivate_vmap: as in :class:`~torchrl_mage.MAGELoss`.
 
     Writes what :class:`~torchrl_mage.MAGELoss` does.
 
@@ -58,6 +52,7 @@ class TaylorTDLoss(MAGELoss):
         ValueError: as there; or ``state_variance`` is above 0 and there are several state entries.
 
     Example:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl.modules import MLP
         >>> from torchrl_mage import OraclePendulum
@@ -91,78 +86,47 @@ class TaylorTDLoss(MAGELoss):
         qvalue_network: TensorDictModule | Sequence[TensorDictModule],
         world_model: TensorDictModuleBase,
         *,
-        action_spec: TensorSpec | None = None,
-        bounds: tuple[float, float] | None = None,
-        num_qvalue_nets: int = 2,
-        sub_sample_len: int | None = None,
         action_variance: float = 0.04,
         state_variance: float = 0.0,
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
         delay_actor: bool = True,
-        delay_qvalue: bool = True,
-        separate_losses: bool = False,
-        reduction: str = "mean",
-        deactivate_vmap: bool = False,
+        **shared: Unpack[AgentArguments],
     ) -> None:
         check_nonnegative(action_variance=action_variance, state_variance=state_variance)
         super().__init__(
             actor_network,
             qvalue_network,
             world_model,
-            action_spec=action_spec,
-            bounds=bounds,
-            num_qvalue_nets=num_qvalue_nets,
-            sub_sample_len=sub_sample_len,
             gradient_coeff=float(bool(action_variance or state_variance)),
             policy_noise=policy_noise,
             noise_clip=noise_clip,
             loss_function="l2",
             delay_actor=delay_actor,
-            delay_qvalue=delay_qvalue,
-            separate_losses=separate_losses,
-            reduction=reduction,
-            deactivate_vmap=deactivate_vmap,
+            **shared,
         )
         self.action_variance = float(action_variance)
         self.state_variance = float(state_variance)
 
-    def _differentiated(self, state: TensorDictBase, action: Tensor) -> Tensor:
-        """The action and, if it is perturbed, the state, ``[*B, A + D]``."""
+    @property
+    def _perturbed_keys(self) -> list[NestedKey]:
         if not self.state_variance:
-            return action
-        return torch.cat([action, state.get(self._only_state_key)], -1)
+            return []
+        if len(self._state_keys) != 1:
+            raise ValueError(
+                f"state_variance={self.state_variance} needs one state entry, actor, critics and "
+                f"world model read {self._state_keys}; pass state_variance=0, or modules that read "
+                "the raw observation and normalise it themselves."
+            )
+        return self._state_keys
 
-    def _placed(self, state: TensorDictBase, inputs: Tensor) -> tuple[TensorDictBase, Tensor]:
-        if not self.state_variance:
-            return state, inputs
-        key = self._only_state_key
-        width = inputs.shape[-1] - state.get(key).shape[-1]
-        state = state.empty().expand(inputs.shape[:-1]).set(key, inputs[..., width:])
-        return state, inputs[..., :width]
-
-    def _critic_loss(
-        self,
-        td_error_CB: Tensor,
-        action_gradient_error_CBA: Tensor | None = None,
-        state_gradient_error_CBD: Tensor | None = None,
-    ) -> Tensor:
+    def _critic_loss(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
         none = td_error_CB.new_zeros(*td_error_CB.shape, 0)  # a gradient of no features
+        (state_key,) = self._perturbed_keys or (None,)
         return taylor_td_loss(
             td_error_CB,
-            none if action_gradient_error_CBA is None else action_gradient_error_CBA,
-            none if state_gradient_error_CBD is None else state_gradient_error_CBD,
+            errors.get(self.tensor_keys.action, none),
+            none if state_key is None else errors.get(state_key),
             action_variance=self.action_variance,
             state_variance=self.state_variance,
         )
-
-    @property
-    def _only_state_key(self) -> NestedKey:
-        keys = self._state_keys
-        if len(keys) != 1:
-            raise ValueError(
-                f"state_variance={self.state_variance} needs one state entry, actor, critics and "
-                f"world model read {keys}; pass state_variance=0, or modules that read the raw "
-                "observation and normalise it themselves."
-            )
-        return keys[0]

@@ -1,7 +1,12 @@
-"""Collects transitions one by one: at random first, then with the noisy policy."""
+"""Collects transitions one by one, at random first, and goes on in the middle of an episode."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any, Protocol, cast
+
+import gymnasium
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
@@ -51,3 +56,70 @@ def exploring_collector(
         auto_register_policy_transforms=False,
         init_random_frames=random_steps,
     )
+
+
+class Replayable(Protocol):
+    """An environment that can be brought back into its episode."""
+
+    def episode(self) -> dict[str, Any]:
+        """How it came to be where it is."""
+
+    def replay(self, episode: dict[str, Any]) -> None:
+        """Goes there; a RuntimeError says why it cannot."""
+
+
+class CollectorState:
+    """A collector's counters, the tensordict it carries from step to step, and its episode.
+
+    ``Collector.state_dict`` starts a new episode when it is loaded; this goes on in the old one, by
+    a replay that is verified. What cannot be replayed starts a new episode, with a warning.
+
+    Args:
+        collector: of one environment that a :class:`~torchrl_mage.envs.RecordedEnv` records, as
+            ``Task.make_env`` has it; before or between two of its batches.
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self.new_episode = False  # whether the last state that was loaded began one
+
+    def _recorded(self) -> Replayable | None:
+        layer = getattr(self._collector.env, "_env", None)
+        while isinstance(layer, gymnasium.Wrapper):
+            if hasattr(layer, "episode") and hasattr(layer, "replay"):
+                return cast(Replayable, layer)
+            layer = layer.env
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings."""
+        collector, recorded = self._collector, self._recorded()
+        return {
+            "frames": collector._frames,
+            "iterations": collector._iter,
+            "trajectories": collector._traj_pool.state_dict(),
+            "carrier": collector._carrier.flatten_keys("/").clone().to_dict(),
+            "episode": recorded.episode() if recorded is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was read."""
+        collector, recorded = self._collector, self._recorded()
+        collector._frames, collector._iter = state["frames"], state["iterations"]
+        collector._traj_pool.load_state_dict(state["trajectories"])
+        self.new_episode = False
+        try:
+            if recorded is None or state["episode"] is None:
+                raise RuntimeError("its episode was not recorded (see torchrl_mage.envs.Task)")
+            recorded.replay(state["episode"])
+        except RuntimeError as error:
+            warnings.warn(
+                f"a new episode begins where the run goes on, which is not bit for bit what it "
+                f"would have been: the environment could not be brought back, {error}.",
+                stacklevel=2,
+            )
+            self.new_episode = True
+            collector.reset()
+            return
+        carrier = TensorDict(state["carrier"], batch_size=collector._carrier.batch_size)
+        collector._carrier = carrier.to(collector._carrier.device).unflatten_keys("/")

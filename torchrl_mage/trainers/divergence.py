@@ -1,8 +1,8 @@
-"""Notices within one environment step that training has diverged."""
+"""Notices within one environment step that a number is bad or that training has diverged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,7 +19,8 @@ class DivergenceGuard:
     Args:
         parameters: by the name of a loss, the parameters that it trains: checked with it. A
             gradient that is not finite reaches them in the same update.
-        limits: the largest admissible size of a watched quantity that explodes while it is finite.
+        limits: the largest admissible size of a watched quantity that explodes while it is finite,
+            or a function that gives it.
 
     Example:
         >>> weight = torch.ones(2)
@@ -34,7 +35,9 @@ class DivergenceGuard:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Iterable[Tensor]], limits: Mapping[str, float]
+        self,
+        parameters: Mapping[str, Iterable[Tensor]],
+        limits: Mapping[str, float | Callable[[], float]],
     ) -> None:
         self._parameters = {name: list(tensors) for name, tensors in parameters.items()}
         self._limits = limits
@@ -79,6 +82,37 @@ class DivergenceGuard:
         values = torch.stack([value for _, value in watched]).tolist()
         for (name, _), value in zip(watched, values, strict=True):
             limit = self._limits.get(name, float("inf"))
+            limit = limit() if callable(limit) else limit
             if not abs(value) <= limit or abs(value) == float("inf"):
                 within = f" (limit {limit:g})" if limit < float("inf") else ""
                 raise DivergenceError(f"step {step}: training diverged, {name} = {value:g}{within}")
+
+
+def check_finite(values: TensorDictBase, *, step: int, source: str) -> None:
+    """Refuses NaN and infinity.
+
+    Args:
+        values: floating entries are tested, nested ones too.
+        step: environment step, for the message.
+        source: who made the values, for the message.
+
+    Raises:
+        FloatingPointError: an entry is not finite; the message names it and its first bad value.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> check_finite(TensorDict(reward=torch.tensor([1.0, float("nan")])), step=7, source="env")
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: step 7: the env gave reward = nan (1 of 2 values not finite). ...
+    """
+    for key, value in values.items(include_nested=True, leaves_only=True):
+        if not value.is_floating_point() or torch.isfinite(value).all():
+            continue
+        bad = value[~torch.isfinite(value)]
+        name = ".".join(key) if isinstance(key, tuple) else key
+        raise FloatingPointError(
+            f"step {step}: the {source} gave {name} = {bad[0].item()} ({bad.numel()} of "
+            f"{value.numel()} values not finite). Nothing was trained on it. An environment gives "
+            "such values when it divides by zero or leaves its bounds, a policy when it diverged."
+        )

@@ -1,12 +1,26 @@
-"""Where a script computes, with how many threads and digits, and from which seed."""
+"""Where a script computes, with how many threads and digits, from which seed, compiled or not."""
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
+from torchrl.checkpoint import GlobalRNGState
 
 from torchrl_mage.trainers.settings import SettingsError
+
+# What tensordict says of itself while it is compiled; nothing for a user to act on.
+TENSORDICT_WARNINGS = (
+    r"Using lock_\(\) inside a compiled graph",
+    r"torch._dynamo.config.inline_inbuilt_nn_modules is deprecated",
+)
 
 
 def set_up_torch(
@@ -21,7 +35,7 @@ def set_up_torch(
     Args:
         device: ``"auto"`` is a GPU where there is one, else the CPU.
         seed: of the global generators.
-        threads: of the CPU; ``None`` leaves PyTorch's choice, one a core.
+        threads: of the CPU; ``None`` is one for each core that this process may use.
         matmul_precision: of float32 products, see :func:`torch.set_float32_matmul_precision`:
             ``"highest"`` computes in float32, the others in TF32 or bfloat16 where the hardware
             has them.
@@ -45,3 +59,90 @@ def set_up_torch(
     if threads is not None:
         torch.set_num_threads(threads)
     return chosen
+
+
+def compiled(
+    function: Callable[..., Any],
+    *,
+    enabled: bool,
+    device: torch.device,
+    fullgraph: bool = True,
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """``function`` as one compiled graph, or as it is; logs how long the compilation took.
+
+    On a CPU this needs a C++ compiler; without one the function stays eager, with a warning.
+
+    Args:
+        function: what to compile.
+        enabled: ``False`` returns ``function`` itself.
+        device: where it runs.
+        fullgraph: whether a graph break is an error; an optimiser's step has one by design.
+        batch_size: tensordicts of another last dimension run eager: few of them come, and a graph
+            of their own would not pay.
+
+    Example:
+        >>> compiled(torch.sin, enabled=False, device=torch.device("cpu")) is torch.sin
+        True
+    """
+    if not enabled:
+        return function
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        warnings.warn(
+            "compile=true needs a C++ compiler (g++, or the one that CXX names) and found none: "
+            "running eager, about 1.6 times slower. Install g++, or pass compile=false.",
+            stacklevel=2,
+        )
+        return function
+    from tqdm.auto import tqdm  # of the extra "examples"
+
+    graph = torch.compile(function, fullgraph=fullgraph, dynamic=False)
+    name = getattr(function, "__qualname__", repr(function))
+    announced = False
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal announced
+        if batch_size is not None and args[0].shape[-1] != batch_size:
+            return function(*args)
+        if announced:
+            return graph(*args)
+        announced = True
+        start = time.monotonic()
+        # The backward pass too, which would else be compiled, unannounced, when it is first run.
+        eager_backward = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
+        with eager_backward, warnings.catch_warnings():
+            for message in TENSORDICT_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            out = graph(*args)
+        tqdm.write(f"compiled {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+        return out
+
+    return call
+
+
+class RandomState(GlobalRNGState):
+    """Python's, NumPy's and PyTorch's global generators, for a checkpoint.
+
+    A machine with fewer GPUs than the one that saved takes the generators that it has, and warns.
+
+    Example:
+        >>> state = RandomState().state_dict()
+        >>> drawn = torch.rand(())
+        >>> RandomState().load_state_dict(state)
+        >>> torch.rand(()) == drawn
+        tensor(True)
+    """
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Sets the generators."""
+        saved = state_dict.get("torch_cuda", [])
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if len(saved) > here:
+            warnings.warn(
+                f"the checkpoint has the random generators of {len(saved)} GPUs, this machine has "
+                f"{here}: the run goes on, with other draws than there.",
+                stacklevel=2,
+            )
+        state = {key: value for key, value in state_dict.items() if key != "torch_cuda"}
+        super().load_state_dict(state | ({"torch_cuda": saved[:here]} if saved[:here] else {}))

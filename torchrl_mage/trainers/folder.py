@@ -1,4 +1,4 @@
-"""Which run folder a script goes on in, and whether it may."""
+"""A run's folder: one process at a time, its settings, and which one a script goes on in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,61 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints, resuming
-from torchrl_mage.trainers.run_lock import RunLock
 from torchrl_mage.trainers.settings import check_settings
 
 CONFIG = "config.yaml"
 NETWORKS = "networks.pt"  # written last: a run that has it is finished
+
+
+class RunInUseError(RuntimeError):
+    """Another process trains in the run's folder."""
+
+
+class RunLock:
+    """Held while a run trains; a process that ends, however it ends, holds it no longer.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunInUseError: when it is entered, and another holds it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunLock(folder):
+        ...         taken = RunLock(folder).in_use()
+        ...     taken, RunLock(folder).in_use()
+        (True, False)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = folder
+        self._lock = FileLock(Path(folder) / "lock", timeout=0)
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise RunInUseError(
+                f"another process trains in {self._folder}: wait for it, stop it, or choose "
+                "another folder."
+            ) from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def in_use(self) -> bool:
+        """Whether somebody holds it."""
+        try:
+            with self._lock:
+                return False
+        except Timeout:
+            return True
 
 
 def chosen_folder(resume: str | None, fresh: str) -> str:

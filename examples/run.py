@@ -1,0 +1,215 @@
+"""Hydra's side of a run: its settings, whether it goes on, how it ends, and what a sweep says."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: threads that wait must not spin while another process needs the core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import hydra
+import torch
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from torchrl_mage import GaussianEnsembleWorldModel, Normalizer
+from torchrl_mage.diagnostics import model_diagnostics
+from torchrl_mage.envs import Task, find_task
+from torchrl_mage.objectives.imagined import ImaginedTD3Loss
+from torchrl_mage.trainers import (
+    EXIT_INTERRUPTED,
+    Evaluation,
+    Interrupted,
+    Run,
+    SettingsError,
+    chosen_folder,
+    open_run,
+    record_episode,
+    set_up_torch,
+    use_offscreen_rendering,
+)
+
+CONFIG = Path(__file__).parent / "config"
+RANGES = CONFIG / "ranges.yaml"
+LOG = logging.getLogger(__name__)
+
+OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
+
+
+class SharedConfig(SearchPathPlugin):
+    """Behind a script's own experiments, those and the groups that all scripts share."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Hydra's hook."""
+        search_path.append("shared", f"file://{CONFIG}")
+
+
+Plugins.instance().register(SharedConfig)
+
+Train = Callable[[DictConfig, Run, Task, torch.device], float]
+
+
+def script(
+    title: str,
+    *,
+    config_name: str,
+    show: Sequence[str],
+    config_path: str = "config",
+    check: Callable[[DictConfig], None] = lambda cfg: None,
+) -> Callable[[Train], Callable[[], None]]:
+    """Makes a training function a Hydra script.
+
+    Args:
+        title: of its runs, before the task and the seed.
+        config_name: its YAML.
+        show: the metrics beside its progress bar, after the return.
+        config_path: where that lies.
+        check: refuses settings that are none of this script's.
+
+    Returns:
+        A decorator of a function that gets the settings, the run (entered: its folder is locked),
+        the task and the device, and returns the final evaluation's mean return.
+    """
+
+    def decorate(train: Train) -> Callable[[], None]:
+        @functools.wraps(train)
+        def main(cfg: DictConfig) -> float:
+            hydra_cfg = HydraConfig.get()
+            settings, path = open_run(
+                hydra_cfg.runtime.output_dir,
+                OmegaConf.to_container(cfg, resolve=True),
+                schema=RANGES,
+                resume=cfg.resume,
+                overridden=hydra_cfg.overrides.task,
+            )
+            check(cfg)
+            return _started(train, OmegaConf.create(settings), path, title, show)
+
+        return hydra.main(config_path=config_path, config_name=config_name, version_base="1.3")(
+            main
+        )
+
+    return decorate
+
+
+def _started(train: Train, cfg: DictConfig, path: Path, title: str, show: Sequence[str]) -> float:
+    device = set_up_torch(
+        cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
+    )
+    if cfg.video:
+        use_offscreen_rendering()
+    task = find_task(cfg.env.id)
+    run = Run(
+        path,
+        title=f"{title} {task.name} seed {cfg.seed}",
+        total_steps=cfg.total_steps,
+        log_interval=cfg.log_interval,
+        eval_interval=cfg.eval_interval,
+        eval_episodes=cfg.eval_episodes,
+        checkpoint_interval=cfg.checkpoint_interval,
+        seed=cfg.seed,
+        discount=cfg.discount,
+        logger=cfg.logger,
+        show=show,
+        on_divergence=cfg.on_divergence,
+        divergence_limit=cfg.divergence_limit,
+        scaled=cfg.critic.get("units") == "range",
+    )
+    try:
+        with run:
+            return train(cfg, run, task, device)
+    except Interrupted as stop:
+        print(stop)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def only_pendulum(cfg: DictConfig) -> None:
+    """Refuses a task whose true dynamics are not differentiable here."""
+    if cfg.env.name != "Pendulum-v1":
+        raise SettingsError(
+            f"env.name = {cfg.env.name!r}: this script needs differentiable true dynamics and has "
+            "Pendulum's alone; leave env out."
+        )
+
+
+def fixed_actor(cfg: DictConfig) -> None:
+    """Refuses that too, and what only an actor in training can do."""
+    only_pendulum(cfg)
+    if cfg.video or cfg.on_divergence != "stop":
+        raise SettingsError(
+            f"video = {cfg.video}, on_divergence = {cfg.on_divergence}: this script's actor is "
+            "the one thing that stays as it is; leave both out."
+        )
+
+
+def film(cfg: DictConfig, run: Run, task: Task, policy: Any) -> None:
+    """Films an episode of the final policy, where ``video`` asks for it."""
+    if cfg.video:
+        env = task.make_env(device=policy.device, render_mode="rgb_array")
+        record_episode(env, policy, run.path / "evaluation.mp4", seed=cfg.seed)
+
+
+def report_model(
+    run: Run,
+    dynamics: GaussianEnsembleWorldModel,
+    loss: ImaginedTD3Loss,
+    normalizer: Normalizer,
+    evaluation: Evaluation,
+) -> None:
+    """Reports how well the model foresees the episodes, and Eq. 13's paths where they went."""
+    found = model_diagnostics(dynamics, evaluation.episodes)
+    nll = found.pop("model_nll")
+    run.report(**found, **{f"model_nll_{member}": value for member, value in enumerate(nll)})
+    visited = torch.cat([episode.select("observation") for episode in evaluation.episodes])
+    states = normalizer(visited[:: -(-len(visited) // 256)])  # some are enough for a mean
+    gpu = [states.device] if visited["observation"].is_cuda else []
+    with torch.random.fork_rng(gpu):  # training draws the same with and without it
+        paths = loss.target_gradient_paths(states)
+    run.report(**{name: path.norm(dim=-1) for name, path in paths.items()})
+
+
+class FailureCallback(Callback):
+    """Names each failed run of a sweep, when it fails; Hydra itself names one, at the end.
+
+    A single run's error is Hydra's to print.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Hydra's hook, in the process of the run."""
+        if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            error = job_return._return_value  # the property would raise it
+            name = config.hydra.job.override_dirname
+            LOG.error("failed: %s: %s: %s", name, type(error).__name__, error, exc_info=error)
+
+
+class PlotCallback(Callback):
+    """Draws the curves of a sweep that has ended, by the ``plot.py`` beside its script.
+
+    Args:
+        options: of ``plot.py``.
+    """
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self.options = [str(option) for option in options]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra's hook; the figure and its table are ``learning_curves`` in the sweep's folder."""
+        folder = Path(config.hydra.sweep.dir)
+        command = [sys.executable, Path(__file__).with_name("plot.py"), folder]
+        command += ["--out", folder / "learning_curves", *self.options]
+        if subprocess.run([str(part) for part in command]).returncode:
+            LOG.error("the runs have ended, their curves could not be drawn: see above")

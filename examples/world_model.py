@@ -1,0 +1,140 @@
+"""The world model of a run: what of the task is known, what is learned, and how that is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+
+from torchrl_mage import (
+    GaussianEnsembleLoss,
+    GaussianEnsembleWorldModel,
+    Normalizer,
+    RewardModel,
+    RewardScaler,
+    TerminationModel,
+)
+from torchrl_mage.envs import Task
+from torchrl_mage.objectives import TransitionLoss, fit, radam
+from torchrl_mage.trainers import Minimizer, Run, SettingsError
+
+
+class LearnedWorldModel:
+    """Dynamics, reward, termination and the next state's normaliser, in the order of use.
+
+    Args:
+        cfg: ``world_model``, ``reward_model``, ``reward``, ``termination``, ``discount``,
+            ``critic.units``.
+        task: what is known of it is used where ``reward`` and ``termination`` say so.
+        normalizer: of the agent.
+        action_dim: number of action features.
+        device: of the networks.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        task: Task,
+        normalizer: Normalizer,
+        action_dim: int,
+        device: torch.device,
+    ) -> None:
+        obs_dim = normalizer.statistics.mean.shape[0]
+        self._cfg = cfg.world_model
+        self._head_cfg = cfg.get("reward_model")
+        self.dynamics = GaussianEnsembleWorldModel(
+            obs_dim,
+            action_dim,
+            ensemble_size=cfg.world_model.ensemble_size,
+            num_cells=cfg.world_model.num_cells,
+            device=device,
+        )
+        self.heads: dict[str, RewardModel | TerminationModel] = {}
+        if cfg.get("reward") == "learned":
+            self.heads["reward"] = self._head(RewardModel, obs_dim, action_dim, device)
+        elif task.reward is None:
+            raise SettingsError(f"no reward of {task.name} is known: pass reward=learned.")
+        if cfg.get("termination") == "learned":
+            self.heads["termination"] = self._head(TerminationModel, obs_dim, action_dim, device)
+        elif not task.known:
+            raise SettingsError(f"when {task.name} ends is not known: pass termination=learned.")
+        self.scaler = None
+        if cfg.critic.get("units") == "range":
+            endless = task.termination is None and "termination" not in self.heads
+            self.scaler = RewardScaler(cfg.discount, centered=endless, device=device)
+        parts: list[TensorDictModuleBase | None] = [
+            self.dynamics,
+            self.heads.get("reward", task.reward),
+            self.scaler,
+            self.heads.get("termination", task.termination),
+            normalizer.on(("next", "observation"), ("next", "normalized_observation")),
+        ]
+        self.module = TensorDictSequential(*(part for part in parts if part is not None))
+
+    def _head(self, kind: Any, obs_dim: int, action_dim: int, device: torch.device) -> Any:
+        assert self._head_cfg is not None
+        return kind(obs_dim, action_dim, num_cells=self._head_cfg.num_cells, device=device)
+
+    def held_by(self, run: Run, in_graph: Callable[..., Any]) -> LearnedWorldModel:
+        """Registers what is learned, and makes its minimizers.
+
+        Args:
+            run: holds it from here on.
+            in_graph: compiles a function; see :func:`torchrl_mage.trainers.compiled`.
+        """
+        scaler = {} if self.scaler is None else {"reward_scaler": self.scaler}
+        run.holds(world_model=self.dynamics, **self.heads, **scaler)
+        losses: dict[str, tuple[Any, Any, DictConfig]] = {}
+        nll = GaussianEnsembleLoss(self.dynamics).nll
+        # The small batches of the first fits are not worth a compilation.
+        graph = in_graph(nll, batch_size=self._cfg.batch_size)
+        losses["world_model"] = (self.dynamics, graph, self._cfg)
+        for name, head in self.heads.items():
+            assert self._head_cfg is not None
+            losses[name] = (head, TransitionLoss(head).error, self._head_cfg)
+        self._fitted = [
+            (
+                model,
+                Minimizer(
+                    run,
+                    f"loss_{name}",
+                    loss,
+                    radam(
+                        model.parameters(),
+                        lr=cfg.lr,
+                        weight_decay=cfg.weight_decay,
+                        decoupled_weight_decay=True,
+                    ),
+                    clip=cfg.grad_clip,
+                    # Millions of parameters, read once; RAdam's step has a graph break by design.
+                    graph=partial(in_graph, fullgraph=False)
+                    if model is self.dynamics
+                    else lambda step: step,
+                ),
+            )
+            for name, (model, loss, cfg) in losses.items()
+        ]
+        return self
+
+    def observe(self, transition: TensorDictBase) -> None:
+        """Takes a new transition's reward into the value range."""
+        if self.scaler is not None:
+            self.scaler.update(transition["next", "reward"])
+
+    def fit(self, data: TensorDictBase) -> None:
+        """Fits all that is learned to all transitions, of which ``fit_interval`` are new."""
+        for model, minimize in self._fitted:
+            fit(
+                model,
+                minimize,
+                data,
+                new=self._cfg.fit_interval,
+                batch_size=self._cfg.batch_size,
+                min_batches=self._cfg.fit_batches,
+                exact=self._cfg.exact_fit_batches,
+            )

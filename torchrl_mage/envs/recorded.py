@@ -1,0 +1,172 @@
+"""A gymnasium environment that can be brought back into the middle of its episode, by replay."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+class ReplayError(RuntimeError):
+    """An episode cannot be replayed; the message says why."""
+
+
+class RecordedEnv(gymnasium.Wrapper):
+    """Remembers how its episode began and what was done since.
+
+    That is all that an environment's state follows from, whatever it consists of: the state of its
+    generator before the last reset, the reset's seed, and the actions since. A replay is verified:
+    it must pay the same rewards and end in the same observation.
+
+    Args:
+        env: draws its random numbers from gymnasium's ``np_random``.
+
+    Example:
+        >>> env, other = (RecordedEnv(gymnasium.make("Pendulum-v1")) for _ in range(2))
+        >>> _ = env.reset(seed=3)
+        >>> _ = env.step(np.array([0.5], np.float32))
+        >>> other.replay(env.episode())
+        >>> action = np.array([1.0], np.float32)
+        >>> bool((env.step(action)[0] == other.step(action)[0]).all())
+        True
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._begin: dict[str, Any] = {"generator": self._generator(), "seed": None}
+        self._actions: list[np.ndarray] = []
+        self._rewards: list[float] = []
+        self._observation: np.ndarray | None = None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode."""
+        self._begin = {"generator": self._generator(), "seed": kwargs.get("seed")}
+        self._actions, self._rewards = [], []
+        observation, info = self.env.reset(**kwargs)
+        self._observation = np.array(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Steps."""
+        self._actions.append(np.array(action))
+        observation, reward, *rest = self.env.step(action)
+        self._rewards.append(float(reward))
+        self._observation = np.array(observation)
+        return observation, reward, *rest
+
+    def episode(self) -> dict[str, Any]:
+        """The episode so far, as plain tensors, numbers and text."""
+        return {
+            "name": self._name(),
+            "begin": dict(self._begin),
+            "generator": self._generator(),
+            "actions": torch.from_numpy(np.array(self._actions)),
+            "rewards": torch.tensor(self._rewards, dtype=torch.float64),
+            "observation": None
+            if self._observation is None
+            else torch.from_numpy(self._observation.copy()),
+        }
+
+    def replay(self, episode: dict[str, Any], *, seconds: float = 60.0) -> None:
+        """Goes on where :meth:`episode` was read.
+
+        Args:
+            episode: of the same environment.
+            seconds: how long it may take.
+
+        Raises:
+            ReplayError: it cannot be replayed, or ended elsewhere. The environment is left at some
+                step, its generator as it was when the episode was read.
+            ValueError: the episode is another environment's.
+        """
+        if episode["name"] != self._name():
+            raise ValueError(
+                f"the state is that of {episode['name']}, the environment is {self._name()}."
+            )
+        try:
+            self._replay(episode, time.monotonic() + seconds, seconds)
+        except ReplayError:
+            self._set_generator(episode["generator"])
+            raise
+
+    def _replay(self, episode: dict[str, Any], deadline: float, seconds: float) -> None:
+        if episode["observation"] is None:
+            self._set_generator(episode["generator"])
+            return
+        if own := list(self._own_generators()):
+            raise ReplayError(f"it draws from a generator of its own ({', '.join(own)})")
+        self._set_generator(episode["begin"]["generator"])
+        self.reset(seed=episode["begin"]["seed"])
+        rewards = episode["rewards"].tolist()
+        for count, action in enumerate(episode["actions"].numpy()):
+            if time.monotonic() > deadline:
+                raise ReplayError(f"its replay took longer than {seconds:g} s")
+            self.step(action.copy())
+            if self._rewards[-1] != rewards[count]:
+                raise ReplayError(
+                    f"its replay paid {self._rewards[-1]:g} at step {count + 1} of the episode "
+                    f"where {rewards[count]:g} was paid"
+                )
+        assert self._observation is not None, "a reset has just been recorded"
+        if not np.array_equal(self._observation, episode["observation"].numpy(), equal_nan=True):
+            raise ReplayError(
+                f"its replay of {len(rewards)} steps ended in another observation: it keeps a "
+                "state from before the episode, or draws random numbers elsewhere"
+            )
+        if self._generator() != episode["generator"]:
+            raise ReplayError("its replay drew other random numbers")
+
+    def _name(self) -> str:
+        spec = self.env.spec
+        return spec.id if spec is not None else type(self.unwrapped).__name__
+
+    def _layers(self) -> Iterator[gymnasium.Env]:
+        layer = self.env
+        while isinstance(layer, gymnasium.Wrapper):
+            yield layer
+            layer = layer.env
+        yield layer
+
+    def _own_generators(self) -> Iterator[str]:
+        """Names of generators that a replay would not set, in attributes and theirs."""
+        for layer in self._layers():
+            for name, value in vars(layer).items():
+                if name == "_np_random" or isinstance(value, (gymnasium.Env, gymnasium.Space)):
+                    continue
+                inner = vars(value).values() if hasattr(value, "__dict__") else ()
+                if any(isinstance(x, GENERATORS) for x in (value, *inner)):
+                    yield f"{type(layer).__name__}.{name}"
+
+    def _generator(self) -> Any:
+        """The state of gymnasium's generator, its integers of 128 bits as text."""
+        generator = self.unwrapped.np_random
+        if not isinstance(generator, np.random.Generator):
+            return None
+        return _encode(generator.bit_generator.state)
+
+    def _set_generator(self, state: Any) -> None:
+        if state is not None:
+            self.unwrapped.np_random.bit_generator.state = _decode(state)
+
+
+def _encode(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _encode(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.astype(np.int64))
+    return str(state) if isinstance(state, int) else state
+
+
+def _decode(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _decode(value) for key, value in state.items()}
+    if isinstance(state, torch.Tensor):
+        return state.numpy().astype(np.uint64)
+    return int(state) if state.lstrip("-").isdigit() else state

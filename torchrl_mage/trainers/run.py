@@ -1,0 +1,408 @@
+"""The one owner of a training run: its folder, what it holds, what it tells, when it stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.collectors import Collector
+from torchrl.data import ReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives.common import LossModule
+
+from torchrl_mage.trainers.checkpoint import Checkpointer, Stateful, checkpoints, resuming
+from torchrl_mage.trainers.collection import CollectorState
+from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard, check_finite
+from torchrl_mage.trainers.evaluation import Evaluation, evaluate
+from torchrl_mage.trainers.folder import NETWORKS, RunLock
+from torchrl_mage.trainers.hardware import RandomState
+from torchrl_mage.trainers.metrics import Metrics, open_logger
+from torchrl_mage.trainers.optimisation import Minimizer
+
+# EX_TEMPFAIL of sysexits.h: try again later, with resume.
+EXIT_INTERRUPTED = 75
+
+RESETS_IN_A_ROW = 10  # more new agents than that, one a step, mend nothing
+
+TRANSITION = (
+    "observation",
+    "action",
+    ("next", "observation"),
+    ("next", "reward"),
+    ("next", "terminated"),
+    ("next", "done"),
+)
+
+
+class Interrupted(Exception):
+    """A signal stopped the run at a whole step; the message says how to go on."""
+
+
+class Run:
+    """A training run from its lock to its last line.
+
+    Entered, it holds the folder's lock before it touches anything else in there. What the run must
+    not forget is registered once, by name (:meth:`holds`; a :class:`Minimizer` registers itself):
+    checkpoints, the final networks, the guard and a reset all read that one register, and
+    :meth:`steps` refuses a policy or a world model of which it holds not all.
+
+    Args:
+        path: the folder, made if it is missing.
+        title: what the curve and the progress bar are called.
+        total_steps: length of the run in environment steps.
+        log_interval: steps between the logger's points.
+        eval_interval: steps between evaluations; the last step has one too.
+        eval_episodes: episodes of an evaluation.
+        checkpoint_interval: steps between checkpoints.
+        seed: of the evaluations, plus the step.
+        discount: gamma, by which rewards tell how large a value may be.
+        logger: ``"csv"``, ``"tensorboard"`` or ``"wandb"``.
+        show: the metrics that stand beside the progress bar.
+        on_divergence: ``"stop"``, or ``"reset_agent"``: a new actor and new critics.
+        divergence_limit: the largest mean Huber TD error, in units of the value range
+            ``max |r| / (1 - gamma)``, but no less than the authors' 100.
+        scaled: whether values are learned in units of the value range: then the limit is in them.
+
+    Raises:
+        RunInUseError: when it is entered, and another process trains in the folder.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        title: str,
+        total_steps: int,
+        log_interval: int,
+        eval_interval: int,
+        eval_episodes: int,
+        checkpoint_interval: int,
+        seed: int,
+        discount: float,
+        logger: str = "csv",
+        show: Sequence[str] = ("episode_return",),
+        on_divergence: str = "stop",
+        divergence_limit: float = 1.0,
+        scaled: bool = False,
+    ) -> None:
+        self.path, self.title, self.total_steps = Path(path), title, total_steps
+        self.step, self.evaluation = 0, None
+        self._log_interval, self._eval_interval = log_interval, eval_interval
+        self._eval_episodes, self._checkpoint_interval = eval_episodes, checkpoint_interval
+        self._seed, self._discount, self._logger, self._show = seed, discount, logger, show
+        self._on_divergence, self._scaled = on_divergence, scaled
+        self._divergence_limit = divergence_limit
+        self._parts: dict[str, Stateful] = {}
+        self._episode_return, self._largest_reward = 0.0, 0.0
+        self._reset_at, self._resets = -1, 0
+        self._stop_requested = False
+        self._stack = ExitStack()
+
+    evaluation: Evaluation | None
+
+    # ------------------------------------------------------------------ its life
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunLock(self.path))
+            self._metrics = Metrics(
+                self.path,
+                total_steps=self.total_steps,
+                title=self.title,
+                show=self._show,
+                logger=open_logger(self._logger, self.path),
+            )
+            stack.callback(self._metrics.close)
+            self._note_signals(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        saved = checkpoints(self.path)
+        failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+        self._stack.close()
+        if failed and saved:
+            self.say(f"{resuming(self.path)} continues from its newest checkpoint, {saved[0].name}")
+
+    def _note_signals(self, stack: ExitStack) -> None:
+        """SIGINT and SIGTERM ask for a stop at the next whole step; a second one is as ever."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._stop_requested = True
+            signal.signal(number, before[number])
+
+        before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+            stack.callback(signal.signal, number, before[number])
+
+    # ------------------------------------------------------------------ its register
+
+    def holds(self, **parts: Stateful) -> None:
+        """Registers what the run must not forget, by name.
+
+        A loss is checkpointed whole and reset when training diverges; other modules are what the
+        final networks consist of.
+
+        Raises:
+            ValueError: a name is taken.
+        """
+        if taken := set(parts) & set(self._parts):
+            raise ValueError(f"the run holds {sorted(taken)} already; give each part its own name.")
+        self._parts |= parts
+
+    def minimises(self, minimizer: Minimizer) -> None:
+        """Registers a minimizer, which does so itself."""
+        self.holds(**{minimizer.name: minimizer})
+
+    @property
+    def _minimizers(self) -> list[Minimizer]:
+        return [part for part in self._parts.values() if isinstance(part, Minimizer)]
+
+    @property
+    def _losses(self) -> list[LossModule]:
+        return [part for part in self._parts.values() if isinstance(part, LossModule)]
+
+    def _of(self, loss: LossModule) -> list[Minimizer]:
+        """The minimizers that train a loss's own parameters: the agent's."""
+        own = {id(parameter) for parameter in loss.parameters()}
+        return [m for m in self._minimizers if own.issuperset(map(id, m.parameters))]
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {
+            name: part
+            for name, part in self._parts.items()
+            if isinstance(part, nn.Module) and not isinstance(part, LossModule)
+        }
+
+    def _checkpointed(self) -> dict[str, Stateful]:
+        """Each part but those that a loss holds anyway."""
+        of_losses = {id(tensor) for loss in self._losses for tensor in _tensors(loss)}
+        return {
+            name: part
+            for name, part in self._parts.items()
+            if not (
+                name in self._networks()
+                and {id(tensor) for tensor in _tensors(self._networks()[name])} <= of_losses
+            )
+        }
+
+    def _check_register(self, policy: nn.Module) -> None:
+        modules = [part for part in self._parts.values() if isinstance(part, nn.Module)]
+        held = {tensor.data_ptr() for module in modules for tensor in _tensors(module)}
+        needed = {"policy": policy}
+        for loss in self._losses:
+            if (world_model := loss.__dict__.get("world_model")) is not None:
+                needed["world model"] = world_model
+        for owner, module in needed.items():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if tensor.numel() and tensor.data_ptr() not in held:
+                    raise ValueError(
+                        f"the {owner}'s {name} is in no part that the run holds "
+                        f"({sorted(self._parts)}): register its module with run.holds(NAME=...), "
+                        "or a resumed run would forget it."
+                    )
+
+    # ------------------------------------------------------------------ what it is told
+
+    def say(self, message: str) -> None:
+        """Prints a line without breaking the progress bar."""
+        self._metrics.say(message)
+
+    def report(self, **values: Tensor) -> None:
+        """Takes in the mean of each metric, a tensor of any shape."""
+        self._metrics.report(**values)
+
+    def watch(self, states: TensorDictBase | None = None, **values: Tensor) -> None:
+        """Looks at the mean of each quantity at the end of the step."""
+        self._guard.watch(states, **values)
+
+    # ------------------------------------------------------------------ its steps
+
+    def steps(
+        self,
+        collector: Collector,
+        buffer: ReplayBuffer,
+        policy: TensorDictModuleBase,
+        eval_env: EnvBase,
+        *,
+        environment: str,
+        diagnose: Callable[[int, Evaluation], None] | None = None,
+    ) -> Iterator[tuple[int, TensorDictBase]]:
+        """Collects transition after transition, and looks after the run between them.
+
+        Iterating gives the count of environment steps, and a tensordict ``[1]`` with the entries
+        :data:`TRANSITION`, all finite. When the algorithm has learned from it, the run checks for
+        divergence, reports, evaluates and saves what is due, and stops where a signal asked for it.
+        After the last step it saves the final networks.
+
+        Args:
+            collector: of one transition a batch; what is left of it is the length of the run.
+            buffer: the replay buffer, which only grows.
+            policy: what is evaluated, deterministically; all of it must be held.
+            eval_env: an environment of its own.
+            environment: its name, for messages.
+            diagnose: reports more at an evaluation, given the step and its episodes.
+
+        Raises:
+            ValueError: the run does not hold all of the policy or the world model.
+            FloatingPointError: policy or environment gave a value that is not finite.
+            DivergenceError: training diverged and is not reset.
+            Interrupted: a signal stopped the run.
+        """
+        self._check_register(policy)
+        self._stack.callback(collector.shutdown)
+        self._guard = DivergenceGuard(
+            {minimizer.name: minimizer.parameters for minimizer in self._minimizers},
+            limits={"huber_td_error": self._largest_td_error, "loss_actor": 1e5},  # the authors'
+        )
+        position = CollectorState(collector)
+        checkpointer = Checkpointer(
+            self.path,
+            {
+                **self._checkpointed(),
+                "collector": position,
+                "metrics": self._metrics,
+                "run": self,
+                "random": RandomState(),
+            },
+            buffer,
+        )
+        if checkpointer.restore_or_start():
+            self.say(f"resumed {self.path} at step {self.step}")
+            self._episode_return *= not position.new_episode
+        assess = self._assessment(policy, eval_env, diagnose)
+        for batch in collector:
+            transition = batch.select(*TRANSITION)
+            self.step += transition.numel()
+            step, last = self.step, self.step == self.total_steps
+            check_finite(transition.select("action"), step=step, source="policy")
+            check_finite(transition, step=step, source=f"environment {environment}")
+            reward = batch["next", "reward"].item()
+            self._largest_reward = max(self._largest_reward, abs(reward))
+            yield step, transition
+            self._end_step(transition)
+            self._tell(step, reward, ended=batch["next", "done"].item())
+            if step % self._eval_interval == 0 or last:
+                self.evaluation = assess(step)
+                self._metrics.evaluated(step, self.evaluation)
+            if step % self._checkpoint_interval == 0 or last or self._stop_requested:
+                checkpointer.save(step)
+            if self._stop_requested and not last:
+                raise Interrupted(f"stopped at step {step}; continue with {resuming(self.path)}")
+        if not any(minimizer.count for loss in self._losses for minimizer in self._of(loss)):
+            self.say(
+                f"nothing was learned in {self.total_steps} steps, all of them warm-up: raise "
+                "total_steps or lower warmup_steps"
+            )
+        # A run that is resumed at its end has no step left to evaluate after.
+        self.evaluation = self.evaluation or assess(self.step)
+        self._finish(self.evaluation)
+
+    def _assessment(
+        self,
+        policy: TensorDictModuleBase,
+        eval_env: EnvBase,
+        diagnose: Callable[[int, Evaluation], None] | None,
+    ) -> Callable[[int], Evaluation]:
+        def assess(step: int) -> Evaluation:
+            evaluation = evaluate(
+                eval_env, policy, episodes=self._eval_episodes, seed=self._seed + step
+            )
+            if diagnose is not None:
+                diagnose(step, evaluation)
+            return evaluation
+
+        return assess
+
+    def _tell(self, step: int, reward: float, *, ended: bool) -> None:
+        self._episode_return += reward
+        if ended:
+            self.report(episode_return=torch.tensor(self._episode_return))
+            self._episode_return = 0.0
+        self._metrics.stepped()
+        if step % self._log_interval == 0:
+            self._metrics.log(step)
+
+    def _finish(self, evaluation: Evaluation) -> None:
+        """Saves the final networks, whose file marks the run's end, and prints the last line."""
+        scratch = self.path / f"{NETWORKS}.writing"
+        torch.save({name: part.state_dict() for name, part in self._networks().items()}, scratch)
+        scratch.rename(self.path / NETWORKS)
+        self.say(f"final evaluation return: {evaluation}")
+
+    # ------------------------------------------------------------------ divergence
+
+    def _largest_td_error(self) -> float:
+        """The limit of the mean Huber TD error, in the unit of the values that are learned."""
+        if self._scaled:
+            return self._divergence_limit
+        value_range = self._largest_reward / (1 - self._discount)
+        return self._divergence_limit * max(value_range, 100.0)
+
+    def _end_step(self, transition: TensorDictBase) -> None:
+        states = self._guard.states
+        try:
+            self._guard.check(self.step)
+        except DivergenceError as error:
+            batch = {"transition": transition.to_dict(), "states": states.to_dict()}
+            saved = self.path / f"diverged_step_{self.step:09d}.pt"
+            torch.save(batch, saved)
+            where = f"The step's batch is in {saved}; metrics.csv shows what grew first"
+            if self._on_divergence != "reset_agent":
+                raise DivergenceError(
+                    f"{error}. {where}; on_divergence=reset_agent goes on with a new agent, "
+                    "divergence_limit (in units of the value range) allows more."
+                ) from error
+            self._resets = self._resets + 1 if self._reset_at == self.step - 1 else 1
+            if self._resets > RESETS_IN_A_ROW:
+                raise DivergenceError(
+                    f"{error}, as did each of the {RESETS_IN_A_ROW} agents before it, one a step: "
+                    f"a new one does not mend it. {where}; divergence_limit (in units of the "
+                    "value range) allows more."
+                ) from error
+            self.say(f"{error}: a new agent takes over")
+            self._reset_agent()
+            # What a new agent does not mend, such as the world model's parameters.
+            self._guard.check(self.step, everything=True)
+
+    def _reset_agent(self) -> None:
+        """New actor and critics; the model, the data and the statistics stay."""
+        self._reset_at = self.step
+        for loss in self._losses:
+            loss.reset_parameters_recursive()
+            for minimizer in self._of(loss):
+                minimizer.reset()
+        self._metrics.forget()
+
+    # ------------------------------------------------------------------ its state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it counts."""
+        return {
+            "step": self.step,
+            "episode_return": self._episode_return,
+            "largest_reward": self._largest_reward,
+            "reset_at": self._reset_at,
+            "resets": self._resets,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self.step = state["step"]
+        self._episode_return = state["episode_return"]
+        self._largest_reward = state["largest_reward"]
+        self._reset_at, self._resets = state["reset_at"], state["resets"]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
