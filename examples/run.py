@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +18,7 @@ import torch
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_mage import GaussianEnsembleWorldModel, Normalizer
@@ -45,7 +40,6 @@ from torchrl_mage.trainers import (
 
 CONFIG = Path(__file__).parent / "config"
 RANGES = CONFIG / "ranges.yaml"
-LOG = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
 
@@ -180,36 +174,3 @@ def report_model(
     with torch.random.fork_rng(gpu):  # training draws the same with and without it
         paths = loss.target_gradient_paths(states)
     run.report(**{name: path.norm(dim=-1) for name, path in paths.items()})
-
-
-class FailureCallback(Callback):
-    """Names each failed run of a sweep, when it fails; Hydra itself names one, at the end.
-
-    A single run's error is Hydra's to print.
-    """
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Hydra's hook, in the process of the run."""
-        if config.hydra.mode == RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
-            error = job_return._return_value  # the property would raise it
-            name = config.hydra.job.override_dirname
-            LOG.error("failed: %s: %s: %s", name, type(error).__name__, error, exc_info=error)
-
-
-class PlotCallback(Callback):
-    """Draws the curves of a sweep that has ended, by the ``plot.py`` beside its script.
-
-    Args:
-        options: of ``plot.py``.
-    """
-
-    def __init__(self, options: Sequence[str] = ()) -> None:
-        self.options = [str(option) for option in options]
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Hydra's hook; the figure and its table are ``learning_curves`` in the sweep's folder."""
-        folder = Path(config.hydra.sweep.dir)
-        command = [sys.executable, Path(__file__).with_name("plot.py"), folder]
-        command += ["--out", folder / "learning_curves", *self.options]
-        if subprocess.run([str(part) for part in command]).returncode:
-            LOG.error("the runs have ended, their curves could not be drawn: see above")

@@ -16,7 +16,8 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_mage.functional import gaussian_nll
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
-from torchrl_mage.objectives.contract import check_choice, check_dtype, read_entry
+from torchrl_mage.objectives.arguments import check_choice
+from torchrl_mage.objectives.contract import check_dtype, read_entry
 
 
 class GaussianEnsembleLoss(LossModule):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypedDict
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
@@ -18,22 +16,9 @@ from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.functional import target_gradient_paths
-from torchrl_mage.objectives.contract import (
-    check_action,
-    check_depends_on_action,
-    check_positive_count,
-    check_some,
-    check_transition,
-    check_value,
-    check_weights,
-    check_written,
-    ended,
-    imagine,
-    keys_read,
-    read_states,
-    run_network,
-)
-from torchrl_mage.objectives.mended import MendedTD3Loss
+from torchrl_mage.objectives.arguments import check_positive_count
+from torchrl_mage.objectives.contract import check_weights, ended, imagine
+from torchrl_mage.objectives.door import LossWithDoor
 
 ACTION, BONUS = "action", "bonus"  # what the target makes of a policy's choice
 
@@ -52,7 +37,7 @@ class AgentArguments(TypedDict, total=False):
     deactivate_vmap: bool
 
 
-class ImaginedTD3Loss(MendedTD3Loss):
+class ImaginedTD3Loss(LossWithDoor):
     r"""The target, the actor's loss and the diagnostics of all losses on imagined transitions.
 
     The target of a first action is the return of ``H`` steps of the world model under the policy,
@@ -121,15 +106,7 @@ class ImaginedTD3Loss(MendedTD3Loss):
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
     _without_gradient = "set gradient_coeff=0 for Dyna"
 
-    actor_network: TensorDictModule
-    qvalue_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    qvalue_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
     world_model: TensorDictModuleBase
-    max_action: Tensor
-    min_action: Tensor
 
     def __init__(
         self,
@@ -363,84 +340,6 @@ class ImaginedTD3Loss(MendedTD3Loss):
         if weights is not None:
             weights = check_weights(weights, self.tensor_keys.priority_weight, loss)
         return self._reduce_loss(loss, tensordict, weights=weights)
-
-    # ------------------------------------------------------------------ the door
-
-    @property
-    def _state_keys(self) -> list[NestedKey]:
-        modules = (self.actor_network, self.qvalue_network, self.world_model)
-        return keys_read(modules, self.tensor_keys.action)
-
-    @property
-    def _next_keys(self) -> list[NestedKey]:
-        if self.horizon > 1:
-            return self._state_keys
-        return keys_read((self.actor_network, self.qvalue_network), self.tensor_keys.action)
-
-    def _set_in_keys(self) -> None:
-        self._in_keys = self._state_keys
-
-    def _states(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The states of a batch, read, and checked against the networks when they are new."""
-        network_keys = keys_read((self.actor_network, self.qvalue_network), self.tensor_keys.action)
-        dtype = self.max_action.dtype
-        state = read_states(tensordict, self._state_keys, network_keys, dtype)
-        if self.reduction == "mean":
-            check_some(state)
-        if not torch.compiler.is_compiling():
-            kind = tuple((k, v.shape[state.ndim :], v.dtype) for k, v in state.items(True, True))
-            if (self.tensor_keys.action, kind) not in self._checked:
-                with self._generators_kept():
-                    self.check(state)
-                self._checked.add((self.tensor_keys.action, kind))
-        return state
-
-    @torch.no_grad()
-    def check(self, tensordict: TensorDictBase) -> None:
-        """Runs actor, world model and critics once on the states, and names what does not fit.
-
-        Each loss does so by itself at its first eager call with states of a kind, and leaves the
-        generators as they were; call it before you compile. Draws what one imagined step draws.
-
-        Raises:
-            ValueError: an entry is missing or has the wrong shape or dtype, a network cannot take
-                its inputs, or the next state does not depend on the action though the loss
-                differentiates through it.
-        """
-        keys, dtype = self.tensor_keys, self.max_action.dtype
-        network_keys = keys_read((self.actor_network, self.qvalue_network), keys.action)
-        with torch.inference_mode(False):
-            # Cloned: what inference mode made carries no gradient.
-            state = read_states(tensordict, self._state_keys, network_keys, dtype).clone()
-            action = run_network(
-                "actor", lambda td: self._act(td, self.actor_network_params), state
-            )
-            action = check_written(action, keys.action, "actor", "action")
-            check_action(action, keys.action, state.batch_size, self.max_action)
-            inputs = state.clone(False).set(keys.action, action)
-            imagined = self._follows(inputs, action)
-            check_transition(imagined, state, keys, self._next_keys, dtype)
-            if self.differentiated:
-                with self._generators_kept():
-                    follows = partial(self._follows, inputs)
-                    check_depends_on_action(follows, action, network_keys, self._without_gradient)
-            self._chosen(imagined.select(*self._next_keys), self.actor_network_params, last=True)
-            params = self.qvalue_network_params.data
-            each = self._for_each(params, inputs.select(*self.qvalue_network.in_keys))
-            out = run_network("critic", lambda td: self._vmap_qvalue_network00(td, params), each)
-            value = out.get(keys.state_action_value, None)
-            check_value(value, keys.state_action_value, each.batch_size, len(params))
-
-    def _follows(self, inputs: TensorDictBase, action: Tensor) -> TensorDictBase:
-        """What the world model makes of it, named if it cannot take it."""
-        key = self.tensor_keys.action
-        return run_network(
-            "world model", lambda td: imagine(self.world_model, td, action, key), inputs
-        )
-
-    def _generators_kept(self) -> AbstractContextManager[None]:
-        """Leaves the generators as they were."""
-        return torch.random.fork_rng([self.max_action.device] if self.max_action.is_cuda else [])
 
     def _apply(self, fn: Any, recurse: bool = True) -> ImaginedTD3Loss:
         self.world_model._apply(fn)

@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
-from torchrl_mage.objectives.contract import check_nonnegative
+from torchrl_mage.objectives.arguments import check_nonnegative
 from torchrl_mage.objectives.imagined import AgentArguments, ImaginedTD3Loss
 
 

@@ -15,7 +15,7 @@ from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_mage.objectives.contract import (
+from torchrl_mage.objectives.arguments import (
     action_box,
     check_choice,
     check_no_batch_norm,
@@ -45,12 +45,22 @@ class MendedTD3Loss(TD3Loss):
 
     out_keys: list[str]
 
+    actor_network: TensorDictModule
+    qvalue_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    qvalue_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+    max_action: Tensor
+    min_action: Tensor
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "out_keys" not in cls.__dict__:
             # tensordict takes a class's list away, to a property, at its first instance.
-            keys = cls.__mro__[1].__dict__["out_keys"]
-            cls.out_keys = list(cls._out_keys if isinstance(keys, property) else keys)
+            owner = next(base for base in cls.__mro__ if "out_keys" in base.__dict__)
+            keys = owner.__dict__["out_keys"]
+            cls.out_keys = list(owner._out_keys if isinstance(keys, property) else keys)
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_mage.functional import taylor_td_loss
-from torchrl_mage.objectives.contract import check_nonnegative
+from torchrl_mage.objectives.arguments import check_nonnegative
 from torchrl_mage.objectives.imagined import AgentArguments
 from torchrl_mage.objectives.mage import MAGELoss
 

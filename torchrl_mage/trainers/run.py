@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.objectives.common import LossModule
 
 from torchrl_mage.trainers.checkpoint import Checkpointer, Stateful, checkpoints, resuming
 from torchrl_mage.trainers.collection import CollectorState
@@ -26,6 +25,7 @@ from torchrl_mage.trainers.folder import NETWORKS, RunLock
 from torchrl_mage.trainers.hardware import RandomState
 from torchrl_mage.trainers.metrics import Metrics, open_logger
 from torchrl_mage.trainers.optimisation import Minimizer
+from torchrl_mage.trainers.register import Register
 
 # EX_TEMPFAIL of sysexits.h: try again later, with resume.
 EXIT_INTERRUPTED = 75
@@ -100,7 +100,7 @@ class Run:
         self._seed, self._discount, self._logger, self._show = seed, discount, logger, show
         self._on_divergence, self._scaled = on_divergence, scaled
         self._divergence_limit = divergence_limit
-        self._parts: dict[str, Stateful] = {}
+        self._register = Register()
         self._episode_return, self._largest_reward = 0.0, 0.0
         self._reset_at, self._resets = -1, 0
         self._stop_requested = False
@@ -148,69 +148,16 @@ class Run:
     # ------------------------------------------------------------------ its register
 
     def holds(self, **parts: Stateful) -> None:
-        """Registers what the run must not forget, by name.
-
-        A loss is checkpointed whole and reset when training diverges; other modules are what the
-        final networks consist of.
+        """Registers what the run must not forget, by name; see :class:`Register`.
 
         Raises:
             ValueError: a name is taken.
         """
-        if taken := set(parts) & set(self._parts):
-            raise ValueError(f"the run holds {sorted(taken)} already; give each part its own name.")
-        self._parts |= parts
+        self._register.add(**parts)
 
     def minimises(self, minimizer: Minimizer) -> None:
         """Registers a minimizer, which does so itself."""
-        self.holds(**{minimizer.name: minimizer})
-
-    @property
-    def _minimizers(self) -> list[Minimizer]:
-        return [part for part in self._parts.values() if isinstance(part, Minimizer)]
-
-    @property
-    def _losses(self) -> list[LossModule]:
-        return [part for part in self._parts.values() if isinstance(part, LossModule)]
-
-    def _of(self, loss: LossModule) -> list[Minimizer]:
-        """The minimizers that train a loss's own parameters: the agent's."""
-        own = {id(parameter) for parameter in loss.parameters()}
-        return [m for m in self._minimizers if own.issuperset(map(id, m.parameters))]
-
-    def _networks(self) -> dict[str, nn.Module]:
-        return {
-            name: part
-            for name, part in self._parts.items()
-            if isinstance(part, nn.Module) and not isinstance(part, LossModule)
-        }
-
-    def _checkpointed(self) -> dict[str, Stateful]:
-        """Each part but those that a loss holds anyway."""
-        of_losses = {id(tensor) for loss in self._losses for tensor in _tensors(loss)}
-        return {
-            name: part
-            for name, part in self._parts.items()
-            if not (
-                name in self._networks()
-                and {id(tensor) for tensor in _tensors(self._networks()[name])} <= of_losses
-            )
-        }
-
-    def _check_register(self, policy: nn.Module) -> None:
-        modules = [part for part in self._parts.values() if isinstance(part, nn.Module)]
-        held = {tensor.data_ptr() for module in modules for tensor in _tensors(module)}
-        needed = {"policy": policy}
-        for loss in self._losses:
-            if (world_model := loss.__dict__.get("world_model")) is not None:
-                needed["world model"] = world_model
-        for owner, module in needed.items():
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                if tensor.numel() and tensor.data_ptr() not in held:
-                    raise ValueError(
-                        f"the {owner}'s {name} is in no part that the run holds "
-                        f"({sorted(self._parts)}): register its module with run.holds(NAME=...), "
-                        "or a resumed run would forget it."
-                    )
+        self._register.add(**{minimizer.name: minimizer})
 
     # ------------------------------------------------------------------ what it is told
 
@@ -259,17 +206,17 @@ class Run:
             DivergenceError: training diverged and is not reset.
             Interrupted: a signal stopped the run.
         """
-        self._check_register(policy)
+        self._register.check(policy)
         self._stack.callback(collector.shutdown)
         self._guard = DivergenceGuard(
-            {minimizer.name: minimizer.parameters for minimizer in self._minimizers},
+            {minimizer.name: minimizer.parameters for minimizer in self._register.minimizers},
             limits={"huber_td_error": self._largest_td_error, "loss_actor": 1e5},  # the authors'
         )
         position = CollectorState(collector)
         checkpointer = Checkpointer(
             self.path,
             {
-                **self._checkpointed(),
+                **self._register.checkpointed(),
                 "collector": position,
                 "metrics": self._metrics,
                 "run": self,
@@ -299,7 +246,7 @@ class Run:
                 checkpointer.save(step)
             if self._stop_requested and not last:
                 raise Interrupted(f"stopped at step {step}; continue with {resuming(self.path)}")
-        if not any(minimizer.count for loss in self._losses for minimizer in self._of(loss)):
+        if not any(minimizer.count for minimizer in self._register.agents_minimizers):
             self.say(
                 f"nothing was learned in {self.total_steps} steps, all of them warm-up: raise "
                 "total_steps or lower warmup_steps"
@@ -336,7 +283,8 @@ class Run:
     def _finish(self, evaluation: Evaluation) -> None:
         """Saves the final networks, whose file marks the run's end, and prints the last line."""
         scratch = self.path / f"{NETWORKS}.writing"
-        torch.save({name: part.state_dict() for name, part in self._networks().items()}, scratch)
+        networks = self._register.networks
+        torch.save({name: part.state_dict() for name, part in networks.items()}, scratch)
         scratch.rename(self.path / NETWORKS)
         self.say(f"final evaluation return: {evaluation}")
 
@@ -378,10 +326,7 @@ class Run:
     def _reset_agent(self) -> None:
         """New actor and critics; the model, the data and the statistics stay."""
         self._reset_at = self.step
-        for loss in self._losses:
-            loss.reset_parameters_recursive()
-            for minimizer in self._of(loss):
-                minimizer.reset()
+        self._register.reset_agent()
         self._metrics.forget()
 
     # ------------------------------------------------------------------ its state
@@ -402,7 +347,3 @@ class Run:
         self._episode_return = state["episode_return"]
         self._largest_reward = state["largest_reward"]
         self._reset_at, self._resets = state["reset_at"], state["resets"]
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
