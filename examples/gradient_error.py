@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from run import fixed_actor, script
+
 import torch
 from omegaconf import DictConfig
-from run import fixed_actor, script
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.data import LazyTensorStorage, ReplayBuffer

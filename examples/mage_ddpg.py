@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from run import film, only_pendulum, script
+
 import torch
 from omegaconf import DictConfig
-from run import film, only_pendulum, script
 from tensordict.nn import TensorDictSequential
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from run import film, report_model, script
+
 import torch
 from omegaconf import DictConfig
-from run import film, report_model, script
 from tensordict.nn import TensorDictSequential
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from world_model import LearnedWorldModel

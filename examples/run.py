@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,8 +42,38 @@ from torchrl_mage.trainers import (
 
 CONFIG = Path(__file__).parent / "config"
 RANGES = CONFIG / "ranges.yaml"
+UNKNOWN = ("custom", "dmc")  # the groups of environments of which nothing is known
 
-OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
+
+def env_folder(choice: str, name: str | None) -> str:
+    """The folder of a task's runs: an environment of the user's own has its name too.
+
+    Example:
+        >>> env_folder("hopper", "Hopper-v5"), env_folder("custom", "my_module:Mine/Env-v0")
+        ('hopper', 'custom/my_module_Mine_Env-v0')
+    """
+    own = re.sub(r"[^\w.-]", "_", str(name))
+    return f"{choice}/{own}" if choice in UNKNOWN else choice
+
+
+def short(name: str, length: int = 100) -> str:
+    """A name that a disk takes as a folder's, its own for each set of overrides.
+
+    Example:
+        >>> short("seed=0"), len(short("x=1," * 100)), short("x=1," * 100) == short("x=1," * 99)
+        ('seed=0', 100, False)
+    """
+    if len(name) <= length:
+        return name
+    return f"{name[: length - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+for resolver, function in (
+    ("run_folder", chosen_folder),
+    ("env_folder", env_folder),
+    ("short", short),
+):
+    OmegaConf.register_new_resolver(resolver, function, replace=True)
 
 
 class SharedConfig(SearchPathPlugin):
@@ -83,6 +115,12 @@ def script(
         @functools.wraps(train)
         def main(cfg: DictConfig) -> float:
             hydra_cfg = HydraConfig.get()
+            if cfg.env.name is None:
+                choice = hydra_cfg.runtime.choices["env"]
+                raise SettingsError(
+                    f"env={choice} needs the environment's name, e.g. env={choice} env.name="
+                    + ("cartpole-balance" if choice == "dmc" else "InvertedPendulum-v5")
+                )
             settings, path = open_run(
                 hydra_cfg.runtime.output_dir,
                 OmegaConf.to_container(cfg, resolve=True),
@@ -104,9 +142,10 @@ def _started(train: Train, cfg: DictConfig, path: Path, title: str, show: Sequen
     device = set_up_torch(
         cfg.device, seed=cfg.seed, threads=cfg.threads, matmul_precision=cfg.matmul_precision
     )
+    task = find_task(cfg.env.id)
     if cfg.video:
         use_offscreen_rendering()
-    task = find_task(cfg.env.id)
+        _check_can_be_filmed(task)
     run = Run(
         path,
         title=f"{title} {task.name} seed {cfg.seed}",
@@ -129,6 +168,24 @@ def _started(train: Train, cfg: DictConfig, path: Path, title: str, show: Sequen
     except Interrupted as stop:
         print(stop)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _check_can_be_filmed(task: Task) -> None:
+    """Refuses, before anything is trained, an environment that cannot be rendered."""
+    try:
+        env = task.make_env(render_mode="rgb_array")
+        env.reset()
+        frame = env._env.render()
+        env.close()
+    except Exception as error:
+        raise SettingsError(
+            f"video=true: {task.name} cannot be filmed ({type(error).__name__}: {error}); leave "
+            'video out, or give it the render mode "rgb_array".'
+        ) from error
+    if frame is None:
+        raise SettingsError(
+            f'video=true: {task.name} rendered nothing in its mode "rgb_array"; leave video out.'
+        )
 
 
 def only_pendulum(cfg: DictConfig) -> None:

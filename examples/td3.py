@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from run import film, script
+
 import torch
 from omegaconf import DictConfig
-from run import film, script
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor

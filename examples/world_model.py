@@ -55,14 +55,22 @@ class LearnedWorldModel:
             device=device,
         )
         self.heads: dict[str, RewardModel | TerminationModel] = {}
-        if cfg.get("reward") == "learned":
+        if cfg.get("reward") == "learned" or (cfg.get("reward") == "auto" and not task.reward):
             self.heads["reward"] = self._head(RewardModel, obs_dim, action_dim, device)
         elif task.reward is None:
             raise SettingsError(f"no reward of {task.name} is known: pass reward=learned.")
-        if cfg.get("termination") == "learned":
+        if cfg.get("termination") == "learned" or (
+            cfg.get("termination") == "auto" and not task.known
+        ):
             self.heads["termination"] = self._head(TerminationModel, obs_dim, action_dim, device)
         elif not task.known:
             raise SettingsError(f"when {task.name} ends is not known: pass termination=learned.")
+        self._known = {}
+        if task.reward is not None and "reward" not in self.heads:
+            self._known["reward"] = task.reward
+        if task.termination is not None and "termination" not in self.heads:
+            self._known["terminated"] = task.termination
+        self._warmup_steps, self._seen, self._task = cfg.warmup_steps, 0, task
         self.scaler = None
         if cfg.critic.get("units") == "range":
             endless = task.termination is None and "termination" not in self.heads
@@ -87,6 +95,8 @@ class LearnedWorldModel:
             run: holds it from here on.
             in_graph: compiles a function; see :func:`torchrl_mage.trainers.compiled`.
         """
+        if self.heads:
+            run.say(f"learned beside the dynamics: {', '.join(self.heads)}")
         scaler = {} if self.scaler is None else {"reward_scaler": self.scaler}
         run.holds(world_model=self.dynamics, **self.heads, **scaler)
         losses: dict[str, tuple[Any, Any, DictConfig]] = {}
@@ -122,9 +132,28 @@ class LearnedWorldModel:
         return self
 
     def observe(self, transition: TensorDictBase) -> None:
-        """Takes a new transition's reward into the value range."""
+        """Takes a new transition's reward into the value range; checks what is known by it.
+
+        Raises:
+            SettingsError: during warm-up, a known reward or termination is not the environment's.
+        """
+        self._seen += len(transition)
+        if self._seen <= self._warmup_steps:
+            self._check_known(transition)
         if self.scaler is not None:
             self.scaler.update(transition["next", "reward"])
+
+    def _check_known(self, transition: TensorDictBase) -> None:
+        states = transition.select("observation", "action", ("next", "observation"))
+        for name, module in self._known.items():
+            known, real = module(states.clone())["next", name], transition["next", name]
+            if not torch.allclose(known.float(), real.float(), rtol=1e-3, atol=1e-3):
+                raise SettingsError(
+                    f"step {self._seen}: the {name} that is known of {self._task.name} is "
+                    f"{known.flatten().tolist()}, the environment's {real.flatten().tolist()}, at "
+                    f"the action {transition['action'].flatten().tolist()} in [-1, 1]. Mend the "
+                    "Task's function, or learn it: reward=learned termination=learned."
+                )
 
     def fit(self, data: TensorDictBase) -> None:
         """Fits all that is learned to all transitions, of which ``fit_interval`` are new."""

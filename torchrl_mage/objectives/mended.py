@@ -60,7 +60,7 @@ class MendedTD3Loss(TD3Loss):
             # tensordict takes a class's list away, to a property, at its first instance.
             owner = next(base for base in cls.__mro__ if "out_keys" in base.__dict__)
             keys = owner.__dict__["out_keys"]
-            cls.out_keys = list(owner._out_keys if isinstance(keys, property) else keys)
+            cls.out_keys = list(owner.__dict__["_out_keys"] if isinstance(keys, property) else keys)
 
     def __init__(
         self,

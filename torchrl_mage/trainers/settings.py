@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any] | str 
     """Refuses settings that a schema does not allow.
 
     Args:
-        settings: nested settings.
+        settings: nested settings; one that the schema does not name is refused, where it names
+            any.
         schema: a JSON Schema, or the YAML file that holds one. Numbers are finite, and an integer
             is written without a decimal point.
 
@@ -56,15 +58,40 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any] | str 
           loss.name = 'l3': must be one of l1, l2
     """
     if not isinstance(schema, Mapping):
-        schema = yaml.safe_load(Path(schema).read_text())
+        schema = dict(yaml.safe_load(Path(schema).read_text()))
     bad: dict[str, str] = {}
     for error in _Validator(schema).iter_errors(settings):
         key = ".".join(str(part) for part in error.absolute_path if not isinstance(part, int))
         value = _select(settings, error.absolute_path)
         bad.setdefault(key, f"{key} = {value!r}: must be {', '.join(_wanted(error.schema))}")
+    known = list(_leaves(schema))
+    for key in _unknown(settings, schema):
+        near = difflib.get_close_matches(key, known, 1)
+        bad[key] = f"{key}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
     if bad:
         count = f"{len(bad)} settings are" if len(bad) > 1 else "a setting is"
         raise SettingsError(f"{count} out of range:\n  " + "\n  ".join(bad.values()))
+
+
+def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of what a schema speaks of."""
+    for key, below in schema.get("properties", {}).items():
+        yield f"{prefix}{key}"
+        yield from _leaves(below, f"{prefix}{key}.")
+
+
+def _unknown(
+    settings: Mapping[str, Any], schema: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """The dotted names of settings that a schema, where it names any, does not name."""
+    properties = schema.get("properties")
+    if properties is None:
+        return
+    for key, value in settings.items():
+        if key not in properties:
+            yield f"{prefix}{key}"
+        elif isinstance(value, Mapping):
+            yield from _unknown(value, properties[key], f"{prefix}{key}.")
 
 
 def _wanted(schema: Mapping[str, Any]) -> Iterator[str]:
