@@ -28,6 +28,7 @@ CASES = {
     "MAGE-DDPG": (MAGELoss, {"num_qvalue_nets": 1, "policy_noise": 0.0}),
     "Dyna": (MAGELoss, {"gradient_coeff": 0.0}),
     "REDQ": (MAGELoss, {"num_qvalue_nets": 4, "sub_sample_len": 2}),
+    "MAGE, three noisy steps": (MAGELoss, {"horizon": 3, "action_noise": 0.1}),
     "MAGE-SAC": (MAGESACLoss, {"target_entropy": -2.0}),
     "MAGE-SAC, fixed temperature": (
         MAGESACLoss,
