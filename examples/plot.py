@@ -5,6 +5,8 @@ python examples/plot.py runs --median --smooth 5 --out figure
 python examples/plot.py runs --metric "model_*"    # how well the model foresees
 python examples/plot.py runs --table               # maximum average returns, as the paper's Table 1
 python examples/plot.py runs --aggregate           # over tasks: IQM and performance profiles
+python examples/plot.py runs --time                # against minutes of wall-clock time
+python examples/plot.py runs --peers returns.csv   # peers' published returns beneath, and a table
 
 Runs that differ in nothing but the seed are one curve: the mean (or median) and its bootstrapped
 95 % confidence interval over the seeds, smoothed by a uniform window as in the paper (appendix
@@ -17,6 +19,7 @@ import argparse
 import csv
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from plot_peers import Point, draw_peers, peer_table, read_peers
 
 # What a run is not told apart by.
 IGNORED = (
@@ -42,6 +46,7 @@ IGNORED = (
     "env_timeout",
 )
 COLUMNS = ("metric", "task", "setting", "step", "runs", "center", "low", "high", "raw")
+RETURN = "eval_return_mean"
 LEGEND_WIDTH = 68  # letters below a panel
 Groups = dict[tuple[str, str], list["Run"]]
 
@@ -319,7 +324,7 @@ def main() -> None:
     parser.add_argument(
         "--metric",
         nargs="+",
-        default=["eval_return_mean"],
+        default=[RETURN],
         help="columns of metrics.csv, or patterns of them (default: the return)",
     )
     parser.add_argument(
@@ -336,6 +341,18 @@ def main() -> None:
     )
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axes")
     parser.add_argument(
+        "--time",
+        action="store_true",
+        help="against wall-clock time: at each step the mean (or median) of the runs' minutes",
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FILE",
+        help="draw the published returns that a CSV (task, method, step, return_mean, return_std, "
+        "source) has of the same tasks and steps, and print each method's last",
+    )
+    parser.add_argument(
         "--out",
         type=lambda name: Path(name.removesuffix(".png").removesuffix(".csv")),
         default=Path("learning_curves"),
@@ -344,16 +361,26 @@ def main() -> None:
     args = parser.parse_args()
     if args.smooth < 1:
         parser.error(f"--smooth must be at least 1, got {args.smooth}.")
-    if args.table and (args.aggregate or args.median or args.log):
-        parser.error("--table takes neither --aggregate, --median nor --log.")
-    if args.aggregate and (args.median or args.log or len(args.metric) > 1):
-        parser.error("--aggregate takes one --metric, and neither --median nor --log.")
+    drawn = args.median or args.log or args.time or args.peers  # what only curves take
+    if args.table and (args.aggregate or drawn):
+        parser.error("--table takes neither --aggregate, --median, --log, --time nor --peers.")
+    if args.aggregate and (drawn or len(args.metric) > 1):
+        parser.error(
+            "--aggregate takes one --metric, and neither --median, --log, --time nor --peers."
+        )
+    if args.time and args.peers:
+        parser.error("--time takes no --peers: how long theirs took is not known.")
+    if args.peers and not args.peers.is_file():
+        parser.error(f"no such file: {args.peers}.")
     if missing := [str(folder) for folder in args.folders if not folder.is_dir()]:
         parser.error(f"no such folder: {', '.join(missing)}.")
     center = np.median if args.median else np.mean
     runs = read_runs(args.folders)
     metrics = matching(runs, args.metric)
+    if args.peers and RETURN not in metrics:
+        raise SystemExit(f"--peers draws under {RETURN}, which is not among the metrics {metrics}.")
     groups = group(runs)
+    peers: list[Point] = []
     if args.table:
         print("\n\n".join("\n".join(maximum_average(groups, name)) for name in metrics))
         return
@@ -361,20 +388,37 @@ def main() -> None:
         columns: tuple[str, ...] = ("setting", "metric", "value", "low", "high")
         figure, table = draw_aggregates(final_scores(groups, metrics[0], args.smooth))
     else:
-        columns = COLUMNS
-        table = [row for name in metrics for row in curves(groups, name, args.smooth, center)]
+        axis = "minutes" if args.time else "step"
+        columns = tuple(axis if column == "step" else column for column in COLUMNS)
+        table = [
+            row
+            for name in metrics
+            for row in curves(groups, name, args.smooth, center, time=args.time)
+        ]
         which = "median" if args.median else "mean"
         what = f"{which}, bootstrapped 95 % interval, window {args.smooth}"
-        figure = draw(table, what, log=args.log)
+        if args.peers:
+            returns = [(task, step) for metric, task, _, step, *_ in table if metric == RETURN]
+            ends = {task: max(at for of, at in returns if of == task) for task, _ in returns}
+            peers = read_peers(args.peers, ends)
+            found = {point.task for point in peers}
+            for task in [task for task in ends if task not in found]:
+                warn(f"{args.peers} has nothing of {task} up to step {ends[task]}")
+            what += "; grey: published mean, standard deviation"
+        figure = draw(table, what, log=args.log, time=args.time, peers=peers)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{args.out}.csv", "w", newline="") as file:
         csv.writer(file).writerows([columns, *table])
     figure.savefig(f"{args.out}.png", dpi=120)
     print(f"wrote {args.out}.png and {args.out}.csv")
+    if args.peers:
+        print("", *peer_table(peers), sep="\n")
 
 
-def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[Any, ...]]:
-    """The rows of the table, as :data:`COLUMNS` names them."""
+def curves(
+    groups: Groups, metric: str, window: int, center: Any, *, time: bool = False
+) -> list[tuple[Any, ...]]:
+    """The rows of the table, as :data:`COLUMNS` names them, with minutes for steps if ``time``."""
     table: list[tuple[Any, ...]] = []
     for (task, label), runs in groups.items():
         steps, raw = aligned(runs, metric)
@@ -388,18 +432,48 @@ def curves(groups: Groups, metric: str, window: int, center: Any) -> list[tuple[
             )
         values = smooth(raw, window)
         low, high = bootstrap(values, center)
-        rows = zip(steps, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
-        table += [(metric, task, label, step, len(raw), *numbers) for step, *numbers in rows]
+        axis = center(minutes(runs, metric, steps), axis=0) if time else steps
+        rows = zip(axis, center(values, axis=0), low, high, center(raw, axis=0), strict=True)
+        table += [(metric, task, label, where, len(raw), *numbers) for where, *numbers in rows]
     if not table:
         raise SystemExit(f"no group of runs has a step in common where {metric} is known.")
     return table
 
 
-def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figure:
-    """A row of panels for each metric, a column for each task."""
+def minutes(runs: list[Run], metric: str, steps: np.ndarray) -> np.ndarray:
+    """The wall-clock time of each run with the metric at the steps, ``[runs, steps]``.
+
+    Raises:
+        SystemExit: a run has no time there.
+    """
+    times = []
+    for run in runs:
+        rows = [row for row in run.rows if row.get(metric) and np.isfinite(float(row[metric]))]
+        if not rows:
+            continue
+        clock = {int(row["step"]): row.get("wall_time", "") for row in rows}
+        if missing := [int(step) for step in steps if not clock[step]]:
+            raise SystemExit(
+                f"--time needs the column wall_time, which is empty at steps {missing}: "
+                f"{run.folder}; leave --time out, or that run."
+            )
+        times.append([float(clock[step]) / 60 for step in steps])
+    return np.array(times)
+
+
+def draw(
+    table: list[tuple[Any, ...]],
+    what: str,
+    *,
+    log: bool = False,
+    time: bool = False,
+    peers: Sequence[Point] = (),
+) -> Figure:
+    """A row of panels for each metric, a column for each task; peers under the returns."""
     metrics, tasks = (list(dict.fromkeys(column)) for column in list(zip(*table, strict=True))[:2])
     labels = dict.fromkeys(row[2] for row in table)
     lines = sum(len(wrap(f"{label} (10 runs)", LEGEND_WIDTH)) for label in labels)
+    lines += len({point.method for point in peers})
     size = (5 * len(tasks), (3.6 + 0.16 * lines) * len(metrics))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(metrics), len(tasks), squeeze=False)
@@ -418,12 +492,21 @@ def draw(table: list[tuple[Any, ...]], what: str, *, log: bool = False) -> Figur
                 entry = "\n".join(wrap(f"{label} ({runs[0]} runs)", LEGEND_WIDTH))
                 axes.plot(step, middle, color=color, label=entry)
                 axes.fill_between(step, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.set(title=task, xlabel="environment steps", yscale="log" if log else "linear")
-            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+            if metric == RETURN:
+                draw_peers(axes, task, peers)
+            unit = "wall-clock minutes" if time else "environment steps"
+            axes.set(title=task, xlabel=unit, yscale="log" if log else "linear")
+            axes.legend(
+                fontsize="x-small",
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.15),
+                handlelength=4 if peers else None,  # long enough to tell dashes apart
+            )
             axes.grid(alpha=0.3)
-        name = "return" if metric == "eval_return_mean" else metric.replace("_", " ")
+        name = "return" if metric == RETURN else metric.replace("_", " ")
         panels_of_row[0].set_ylabel(name)
     figure.suptitle(what, fontsize="small")
+    figure.draw_without_rendering()  # lays it out: a long legend needs a second time, on saving
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,10 @@ from torchrl_mage import OraclePendulum, Task, get_task, register_task
 from torchrl_mage.envs import ContinuousCartPoleEnv, find_task
 from torchrl_mage.envs.pendulum import pendulum_dynamics
 
-ENDING = ["torchrl_mage/ContinuousCartPole-v1", "Hopper-v5", "Walker2d-v5"]
+DOUBLE = "InvertedDoublePendulum-v5"
+ENDING = ["torchrl_mage/ContinuousCartPole-v1", "Hopper-v5", "Walker2d-v5", "Ant-v5", DOUBLE]
 ENDLESS = ["Pendulum-v1", "HalfCheetah-v5", "Swimmer-v5", "Pusher-v5"]
+FORWARD = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Ant-v5"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_reward_equals_gymnasiums(name, random_transitions):
     transition = data.select("observation", "action", ("next", "observation"))
     reward = get_task(name).reward(transition)["next", "reward"]
     assert reward.shape == (2000, 1)
-    torch.testing.assert_close(reward, data["next", "reward"], atol=1e-5, rtol=0)
+    # The double pendulum is paid for where its tip was a stage of the integrator before.
+    atol = 2e-4 if name == DOUBLE else 1e-5
+    torch.testing.assert_close(reward, data["next", "reward"], atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", ENDING)
@@ -52,7 +57,7 @@ def test_termination_equals_gymnasiums(name, random_transitions):
     transition = data.select("observation", "action", ("next", "observation"))
     terminated = get_task(name).termination(transition)["next", "terminated"]
     assert terminated.dtype == torch.bool
-    assert data["next", "terminated"].sum() >= 20, "the case needs falls"
+    assert data["next", "terminated"].sum() >= 10, "the case needs falls"
     assert torch.equal(terminated, data["next", "terminated"])
 
 
@@ -75,10 +80,11 @@ def test_environment_contract(name, random_transitions):
     assert random_transitions(name)["action"].abs().max() <= 1
 
 
-@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5"])
+@pytest.mark.parametrize("name", FORWARD)
 def test_forward_velocity_leads_the_observation(name):
     """Beside the plain environment, stepped with the same actions."""
-    env, plain = get_task(name).make_env(), gymnasium.make(name)
+    task = get_task(name)
+    env, plain = task.make_env(), gymnasium.make(name, **task.kwargs)
     env.set_seed(3)
     plain.reset(seed=3)
     td = env.reset()
@@ -109,6 +115,96 @@ def test_hoppers_hidden_velocities():
     assert not terminated(observation)
     observation[:, 4] = 101.0  # joint angles are not clipped
     assert terminated(observation)
+
+
+def known(name, action, next_observation):
+    """Reward and termination of one transition, as numbers."""
+    transition = TensorDict(
+        {
+            "observation": torch.zeros_like(next_observation),
+            "action": torch.as_tensor(action),
+            ("next", "observation"): next_observation,
+        }
+    )
+    task = get_task(name)
+    reward = task.reward(transition.clone())["next", "reward"]
+    return reward.item(), task.termination(transition)["next", "terminated"].item()
+
+
+@pytest.mark.parametrize(
+    ("height", "healthy"), [(0.5, 1), (0.2, 1), (1.0, 1), (0.19, 0), (1.01, 0), (float("nan"), 0)]
+)
+def test_ants_healthy_range(height, healthy):
+    observation = torch.zeros(28)
+    observation[:2] = torch.tensor([2.0, height])
+    # Velocity 2, control cost 0.5 * 8 * 0.25.
+    reward, terminated = known("Ant-v5", [0.5] * 8, observation)
+    assert (reward, terminated) == (2 + healthy - 1, not healthy)
+
+
+def test_an_ant_that_is_not_finite_has_ended():
+    observation = torch.zeros(28)
+    observation[1], observation[27] = 0.5, torch.inf
+    assert known("Ant-v5", [0.0] * 8, observation) == (0, True)
+
+
+def test_ant_neither_shows_nor_is_charged_contact_forces():
+    """Unless it is made otherwise: what is passed goes over the task's own."""
+    task = get_task("Ant-v5")
+    assert task.make_env().observation_spec["observation"].shape == (1 + 27,)
+    env = task.make_env(include_cfrc_ext_in_observation=True)
+    assert env.observation_spec["observation"].shape == (1 + 27 + 13 * 6,)
+    assert env.unwrapped.spec.kwargs["contact_cost_weight"] == 0
+    assert hash(task) == hash(get_task("Ant-v5"))
+
+
+@pytest.mark.parametrize(
+    ("observation", "reward", "terminated"),
+    [
+        # x, sines, cosines, speeds, force on the cart: upright, the tip at (0, 1.2)
+        ([0, 0, 0, 1, 1, 0, 0, 0, 0], 10 - 0.8**2, False),
+        ([0.5, 0, 0, 1, 1, 9, 2, -1, 9], 10 - 0.8**2 - 0.01 * 0.25 - 0.004 - 0.005, False),
+        # the first pole on its side, the second upright: the tip at (0.6, 0.6)
+        ([0, 1, -1, 0, 0, 0, 0, 0, 0], -(1.4**2) - 0.01 * 0.36, True),
+        # both on their side: the tip at (1.2 - 0.2, 0)
+        ([-0.2, 1, 0, 0, 1, 0, 0, 0, 0], -4 - 0.01, True),
+    ],
+)
+def test_double_pendulums_tip(observation, reward, terminated):
+    found = known(DOUBLE, [0.3], torch.tensor(observation, dtype=torch.float64))
+    assert found == (pytest.approx(reward, abs=1e-12), terminated)
+
+
+def test_double_pendulum_is_gymnasiums_at_the_state_that_is_observed():
+    """What gymnasium's own function pays when MuJoCo has computed the tip's position there."""
+    env = gymnasium.make(DOUBLE)
+    inner, generator, falls = env.unwrapped, np.random.default_rng(0), 0
+    env.reset(seed=0)
+    for _ in range(500):
+        observation, _, terminated, _, _ = env.step(generator.choice([-1.0, 1.0], 1))
+        mujoco.mj_forward(inner.model, inner.data)
+        x, _, height = inner.data.site_xpos[0]
+        expected, _ = inner._get_rew(x, height, height <= 1)
+        reward, ended = known(DOUBLE, [0.0], torch.from_numpy(observation))
+        if np.abs(inner.data.qvel).max() < 10:
+            assert reward == pytest.approx(expected, abs=1e-9)
+        assert ended == (height <= 1)
+        falls += terminated
+        if terminated:
+            env.reset()
+    assert falls >= 50
+
+
+def test_double_pendulums_hidden_speeds():
+    """Gymnasium charges for raw speeds and shows them clipped at +-10."""
+    env = gymnasium.make(DOUBLE).unwrapped
+    env.reset(seed=0)
+    env.set_state(np.zeros(3), np.array([0.0, 20.0, 0.0]))
+    observation, height = env._get_obs(), env.data.site_xpos[0][2]
+    paid, _ = env._get_rew(0.0, height, False)
+    reward, _ = known(DOUBLE, [0.0], torch.from_numpy(observation))
+    assert observation[6] == 10
+    assert reward - paid == pytest.approx(1e-3 * (400 - 100))
 
 
 @pytest.mark.parametrize("name", ENDING + ENDLESS)
@@ -187,13 +283,11 @@ def test_cartpole_runs_500_steps_when_balanced():
 
 
 def test_register_and_unknown():
-    task = register_task(Task("InvertedDoublePendulum-v5"))
-    assert get_task("InvertedDoublePendulum-v5") is task
-    with pytest.raises(ValueError, match="'InvertedDoublePendulum-v5' is registered already"):
-        register_task(Task("InvertedDoublePendulum-v5"))
-    with pytest.raises(
-        ValueError, match=r"unknown task 'Ant'; known are \['HalfCheetah-v5'.*Task\("
-    ):
+    task = register_task(Task("Reacher-v5"))
+    assert get_task("Reacher-v5") is task
+    with pytest.raises(ValueError, match="'Reacher-v5' is registered already"):
+        register_task(Task("Reacher-v5"))
+    with pytest.raises(ValueError, match=r"unknown task 'Ant'; known are \['Ant-v5', .*Task\("):
         get_task("Ant")
 
 

@@ -20,13 +20,17 @@ def module():
     return runpy.run_path(str(SCRIPT))
 
 
-def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2, script=None):
+def write_run(path, seed, returns, task="Pendulum-v1", lmbda=0.2, script=None, seconds=None):
     path.mkdir(parents=True)
     config = {"seed": seed, "env": {"name": task}, "loss": {"lmbda": lmbda}}
     if script:
         config["script"] = script
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [f"{250 * (i + 1)},{value},0,1" for i, value in enumerate(returns)]
+    times = seconds or [1] * len(returns)
+    lines = [
+        f"{250 * (i + 1)},{value},0,{time}"
+        for i, (value, time) in enumerate(zip(returns, times, strict=True))
+    ]
     header = "step,eval_return_mean,eval_return_std,wall_time"
     (path / "metrics.csv").write_text("\n".join([header, *lines, ""]))
 
@@ -153,7 +157,18 @@ def test_what_is_not_finite_is_left_out(monkeypatch, tmp_path, capsys):
     assert "left out, not finite at steps [500]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--table", "--median"], ["--aggregate", "--log"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--table", "--median"],
+        ["--table", "--time"],
+        ["--table", "--peers", "peers.csv"],
+        ["--aggregate", "--log"],
+        ["--aggregate", "--time"],
+        ["--aggregate", "--peers", "peers.csv"],
+        ["--time", "--peers", "peers.csv"],
+    ],
+)
 def test_options_that_do_not_go_together(monkeypatch, tmp_path, capsys, options):
     write_run(tmp_path / "runs/a", 0, [1])
     with pytest.raises(SystemExit):
@@ -294,3 +309,116 @@ def test_table_of_maximum_average_returns(monkeypatch, tmp_path, capsys):
     assert row == (
         "| Pendulum-v1 | all settings equal | 2 | 250 | 25.00 +- 25.00 | 35.00 +- 15.00 |"
     )
+
+
+# ---------------------------------------------------------------- wall-clock time
+
+
+def test_curves_against_time(monkeypatch, tmp_path):
+    """At a step, the mean of its runs' minutes, of those runs that have the metric."""
+    write_run(tmp_path / "runs/a", 0, [0, 10], seconds=[60, 120])
+    write_run(tmp_path / "runs/b", 1, [10, 20], seconds=[180, 600])
+    write_run(tmp_path / "runs/c", 2, ["nan", ""], seconds=[9999, 9999])
+    rows = plot(monkeypatch, tmp_path, "runs", "--time", "--smooth", "1")
+    assert "step" not in rows[0]
+    assert [(float(row["minutes"]), float(row["center"])) for row in rows] == [(2, 5), (6, 15)]
+    rows = plot(monkeypatch, tmp_path, "runs", "--time", "--median", "--smooth", "1")
+    assert [float(row["minutes"]) for row in rows] == [2, 6]
+
+
+def test_a_run_without_times_is_named(monkeypatch, tmp_path):
+    write_run(tmp_path / "runs/a", 0, [0, 10], seconds=[60, ""])
+    with pytest.raises(SystemExit, match=r"wall_time, which is empty at steps \[500\]: .*runs/a"):
+        plot(monkeypatch, tmp_path, "runs", "--time")
+
+
+def test_axes_say_what_they_measure(module):
+    row = ("eval_return_mean", "A", "all settings equal", 1, 1, 10.0, 9.0, 11.0, 10.0)
+    for time, label in ((True, "wall-clock minutes"), (False, "environment steps")):
+        (axes,) = module["draw"]([row], "", time=time).axes
+        assert axes.get_xlabel() == label
+
+
+# ---------------------------------------------------------------- peers
+
+PEERS = """task,method,step,return_mean,return_std,seeds,source
+Hopper,SAC,1000,30,1,5,somewhere
+Pendulum,SAC,750,-200,50,5,somewhere
+Pendulum,SAC,250,-900,100.5,5,somewhere
+Pendulum,SAC,1000,-150,50,5,beyond the axis
+Pendulum,MBPO,500,-300,,4,"a figure, read off"
+CartPole,SAC,250,100,10,5,somewhere
+InvertedPendulum,SAC,250,1000,0,5,another task
+"""
+
+
+@pytest.fixture
+def peers(tmp_path):
+    file = tmp_path / "peers.csv"
+    file.write_text(PEERS)
+    return file
+
+
+def test_peers_are_read_within_the_runs_axis(module, peers):
+    cartpole = "torchrl_mage/ContinuousCartPole-v1"
+    points = module["read_peers"](peers, {"Pendulum-v1": 750, cartpole: 250})
+    assert [tuple(point) for point in points] == [
+        ("Pendulum-v1", "MBPO", 500, -300, 0, "a figure, read off"),
+        ("Pendulum-v1", "SAC", 250, -900, 100.5, "somewhere"),
+        ("Pendulum-v1", "SAC", 750, -200, 50, "somewhere"),
+        (cartpole, "SAC", 250, 100, 10, "somewhere"),
+    ]
+
+
+def test_peers_are_drawn_beneath(module, peers):
+    """A dashed grey line a method with its spread, in the panel of the returns alone."""
+    ours = [
+        (metric, "Pendulum-v1", "all settings equal", step, 1, 10.0, 9.0, 11.0, 10.0)
+        for metric in ("eval_return_mean", "wall_time")
+        for step in (250, 750)
+    ]
+    points = module["read_peers"](peers, {"Pendulum-v1": 750})
+    returns, other = module["draw"](ours, "", peers=points).axes
+    lines = {line.get_label(): line for line in returns.lines}
+    sac = lines["SAC"]
+    np.testing.assert_array_equal(sac.get_xydata(), [[250, -900], [750, -200]])
+    assert sac.get_zorder() < lines["all settings equal (1 runs)"].get_zorder()
+    assert len({lines[name].get_linestyle() for name in ("SAC", "MBPO")}) == 2
+    bands = [band.get_paths()[0].vertices for band in returns.collections]
+    assert any({(250, -1000.5), (250, -799.5)} <= set(map(tuple, band)) for band in bands)
+    assert "SAC" not in {line.get_label() for line in other.lines}
+
+
+def test_peers_table_beneath_the_figures_name(monkeypatch, tmp_path, peers, capsys):
+    write_run(tmp_path / "runs/a", 0, [1, 2, 3])
+    rows = plot(monkeypatch, tmp_path, "runs", "--smooth", "1", "--peers", str(peers))
+    assert [row["center"] for row in rows] == ["1.0", "2.0", "3.0"], "ours alone"
+    assert capsys.readouterr().out.splitlines() == [
+        "wrote learning_curves.png and learning_curves.csv",
+        "",
+        "| task | method | step | return | spread | source |",
+        "|---|---|---|---|---|---|",
+        "| Pendulum-v1 | MBPO | 500 | -300.00 |  | a figure, read off |",
+        "| Pendulum-v1 | SAC | 750 | -200.00 | 50.00 | somewhere |",
+    ]
+
+
+def test_a_task_without_peers_is_said(monkeypatch, tmp_path, peers, capsys):
+    write_run(tmp_path / "runs/a", 0, [1, 2], task="Hopper-v5")
+    plot(monkeypatch, tmp_path, "runs", "--smooth", "1", "--peers", str(peers))
+    assert f"{peers} has nothing of Hopper-v5 up to step 500" in capsys.readouterr().err
+
+
+def test_peers_files_that_do_not_fit_are_named(monkeypatch, tmp_path, peers, capsys):
+    write_run(tmp_path / "runs/a", 0, [1])
+    with pytest.raises(SystemExit):
+        plot(monkeypatch, tmp_path, "runs", "--peers", "nowhere.csv")
+    assert "no such file: nowhere.csv" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="draws under eval_return_mean, which is not among"):
+        plot(monkeypatch, tmp_path, "runs", "--metric", "wall_time", "--peers", "peers.csv")
+    peers.write_text(PEERS.replace("-300", "high"))
+    with pytest.raises(SystemExit, match=r"peers\.csv, line 6: .*'high'; step, return_mean"):
+        plot(monkeypatch, tmp_path, "runs", "--peers", "peers.csv")
+    peers.write_text(PEERS.replace("return_std,", ""))
+    with pytest.raises(SystemExit, match=r"peers\.csv has no column return_std: .*'seeds'"):
+        plot(monkeypatch, tmp_path, "runs", "--peers", "peers.csv")

@@ -83,6 +83,61 @@ def walker2d_reward(observation: Tensor, action: Tensor, next_observation: Tenso
     return next_observation[..., :1] + healthy - 1e-3 * _squared(action)
 
 
+def ant_terminated(next_observation: Tensor) -> Tensor:
+    """Whether the height has left its healthy range or a number is not finite, ``[*B, 1]``."""
+    height = next_observation[..., 1:2]
+    finite = next_observation.isfinite().all(-1, keepdim=True)
+    return ~((height >= 0.2) & (height <= 1.0) & finite)
+
+
+def ant_reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """Forward velocity, 1 while healthy, less control cost, ``[*B, 1]``.
+
+    The task makes gymnasium's Ant-v5 with ``include_cfrc_ext_in_observation=False``, for the 27
+    observations of version 4, and with ``contact_cost_weight=0``: version 5 would charge for
+    contact forces, which are then not observed. Version 4 charged nothing for them either, but
+    paid the 1 on the falling step too.
+    """
+    healthy = (~ant_terminated(next_observation)).to(action.dtype)
+    return next_observation[..., :1] + healthy - 0.5 * _squared(action)
+
+
+def _tip(observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the second pole ends, across and up, each ``[*B, 1]``: both poles are 0.6 m long.
+
+    The observation has the sines and cosines of the first pole's angle to the vertical and of the
+    second's to the first.
+    """
+    x, sin, sin_2, cos, cos_2 = observation[..., :5].split(1, -1)
+    across = x + 0.6 * (sin + sin * cos_2 + cos * sin_2)
+    return across, 0.6 * (cos + cos * cos_2 - sin * sin_2)
+
+
+def double_pendulum_terminated(next_observation: Tensor) -> Tensor:
+    """Whether the tip is at most 1 m high, ``[*B, 1]``; see :func:`double_pendulum_reward`."""
+    _, height = _tip(next_observation)
+    return height <= 1.0
+
+
+def double_pendulum_reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """10 while up, less the tip's distance from (0, 2) and the poles' speeds, ``[*B, 1]``.
+
+    The formula is gymnasium's; what it pays differs where the observation does not show it:
+
+    - It reads the tip's position where MuJoCo last computed it, in the last stage of the
+      integrator's last step: up to 2e-4 of reward from the position of the state that is observed,
+      4e-6 typically under random actions; up to 0.03 in a step in which the cart hits the end of
+      its rail, and the 10 where the tip is that near to 1 m.
+    - It charges the poles' raw speeds, 1e-3 and 5e-3 times their squares, and shows them clipped at
+      +-10 rad/s.
+    """
+    across, height = _tip(next_observation)
+    speed, speed_2 = next_observation[..., 6:7], next_observation[..., 7:8]
+    distance = 0.01 * across.square() + (height - 2).square()
+    cost = distance + 1e-3 * speed.square() + 5e-3 * speed_2.square()
+    return 10 * (height > 1.0).to(action.dtype) - cost
+
+
 def pusher_reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
     """Distances of arm and goal to the object after the step, and control cost, ``[*B, 1]``.
 
@@ -116,3 +171,19 @@ WALKER2D = register_task(
 )
 SWIMMER = register_task(Task("Swimmer-v5", reward_module(swimmer_reward), wrap=ForwardVelocity))
 PUSHER = register_task(Task("Pusher-v5", reward_module(pusher_reward)))
+ANT = register_task(
+    Task(
+        "Ant-v5",
+        reward_module(ant_reward),
+        termination_module(ant_terminated),
+        wrap=ForwardVelocity,
+        kwargs={"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0},
+    )
+)
+DOUBLE_PENDULUM = register_task(
+    Task(
+        "InvertedDoublePendulum-v5",
+        reward_module(double_pendulum_reward),
+        termination_module(double_pendulum_terminated),
+    )
+)

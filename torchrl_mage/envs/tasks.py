@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -36,6 +36,7 @@ class Task:
             actions those that are rescaled to [-1, 1].
         known: whether reward and termination are what they are said to be; ``False`` of an
             environment of which nothing is known.
+        kwargs: passed to :func:`gymnasium.make`: the variant of the environment that is meant.
 
     Example:
         >>> task = Task("Pendulum-v1", reward=None)
@@ -48,6 +49,7 @@ class Task:
     termination: TensorDictModule | None = None
     wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None
     known: bool = True
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def make_env(
         self,
@@ -61,7 +63,8 @@ class Task:
         Args:
             device: where the tensors live.
             timeout: seconds that a step or a reset may take.
-            **kwargs: passed to :func:`gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+            **kwargs: passed to :func:`gymnasium.make`, e.g. ``render_mode="rgb_array"``, over the
+                task's own.
 
         What the environment does wrong later raises
         :class:`~torchrl_mage.envs.checked.EnvironmentFault`.
@@ -69,7 +72,7 @@ class Task:
         Raises:
             ValueError: the actions are not a bounded box, or the observations not one vector.
         """
-        env = gymnasium.make(self.name, **kwargs)
+        env = gymnasium.make(self.name, **{**self.kwargs, **kwargs})
         if self.wrap is not None:
             env = self.wrap(env)
         space = env.action_space
