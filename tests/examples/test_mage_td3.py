@@ -204,8 +204,8 @@ def test_dyna_is_an_override(tmp_path, run):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("env=ant", "Could not find 'env/ant'"),
-        ("env.id=Ant-v5", "no reward of Ant-v5 is known: pass reward=learned"),
+        ("env=humanoid", "Could not find 'env/humanoid'"),
+        ("env.id=Humanoid-v5", "no reward of Humanoid-v5 is known: pass reward=learned"),
         ("loss.lambda=1", "Key 'lambda' is not in struct"),
         ("loss.lmbda=-1", "loss.lmbda = -1: must be a number, at least 0"),
         ("loss.lmbda=nan", "loss.lmbda = nan: must be a number, at least 0"),
