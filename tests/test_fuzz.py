@@ -156,7 +156,7 @@ def check_normalizer(case):
     td, proper, missing, scale = case
     normalizer = Normalizer(OBS)
     if missing == "observation":
-        with pytest.raises(KeyError, match="observation"):
+        with pytest.raises(ValueError, match="observation"):
             normalizer(td)
         return
     if td["observation"].shape[-1] != OBS:

@@ -23,7 +23,8 @@ from torchrl_mage import (
     get_task,
 )
 from torchrl_mage.modules import xavier_mlp
-from torchrl_mage.trainers import clipped_step, compiled, radam
+from torchrl_mage.objectives import radam
+from torchrl_mage.trainers import clipped_step, compiled
 
 LMBDA, TAU, CLIP, GAMMA, MEMBERS, FIT_BATCH = 0.2, 0.005, 2.0, 0.99, 8, 256
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import gymnasium
@@ -10,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.spaces import Box, Dict, Discrete
 from tensordict import TensorDict
 from torchrl.envs import check_env_specs
 
 from torchrl_mage import OraclePendulum, Task, get_task, register_task
-from torchrl_mage.envs import ContinuousCartPoleEnv, find_task
+from torchrl_mage.envs import ContinuousCartPoleEnv, find_task, reward_module, termination_module
 from torchrl_mage.envs.pendulum import pendulum_dynamics
 
 DOUBLE = "InvertedDoublePendulum-v5"
@@ -216,6 +216,66 @@ def test_rewards_are_differentiable(name):
     assert torch.autograd.gradcheck(reward, (s, a * 0.99, n))
 
 
+# ---------------------------------------------------------------- keys
+
+
+def test_reward_and_termination_on_other_keys():
+    state, push, then = ("agent", "s"), ("agent", "a"), ("agent", "then")
+    td = TensorDict(
+        {
+            state: torch.tensor([[1.0, 2.0]]),
+            push: torch.tensor([[3.0]]),
+            then: torch.tensor([[7.0, 8.0]]),
+        },
+        [1],
+    )
+    reward = reward_module(
+        lambda s, a, n: n[..., :1] - s[..., :1] * a,
+        in_keys=[state, push, then],
+        out_keys=[("agent", "pay")],
+    )
+    assert reward(td)["agent", "pay"].tolist() == [[4.0]]
+    ends = termination_module(lambda n: n[..., 1:] > 7, in_keys=[then], out_keys=["over"])
+    assert ends(td)["over"].tolist() == [[True]]
+
+
+def test_oracle_pendulum_on_other_keys():
+    state, then = ("agent", "s"), ("next", "agent", "s")
+    oracle = OraclePendulum(in_keys=[state, "push"], out_keys=[then, ("next", "pay")])
+    assert oracle.in_keys == [state, "push"]
+    observation, action = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[0.3]])
+    plain = OraclePendulum()(TensorDict(observation=observation, action=action))
+    out = oracle(TensorDict({state: observation, "push": action}))
+    torch.testing.assert_close(out[then], plain["next", "observation"])
+    torch.testing.assert_close(out["next", "pay"], plain["next", "reward"])
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (get_task("Hopper-v5").reward, "the reward module"),
+        (get_task("Hopper-v5").termination, "the termination module"),
+        (OraclePendulum(), "the oracle pendulum"),
+    ],
+)
+def test_an_input_that_is_missing_is_named(module, name):
+    """A function that never looks at it would otherwise go on with ``None``."""
+    key = module.in_keys[0]
+    td = TensorDict({"state": torch.zeros(3), "action": torch.zeros(1)})
+    key = re.escape(repr(key))
+    with pytest.raises(
+        ValueError, match=rf"{name} reads {key}, which .*its keys are \['action', 'state'\]"
+    ):
+        module(td)
+
+
+def test_a_reward_module_takes_keywords():
+    module = get_task("HalfCheetah-v5").reward
+    state, action = torch.zeros(5, 3), torch.ones(5, 1)
+    reward = module(observation=state, action=action, next_observation=state + 2)
+    torch.testing.assert_close(reward, torch.full((5, 1), 1.9))
+
+
 # ---------------------------------------------------------------- Pendulum
 
 
@@ -291,43 +351,6 @@ def test_register_and_unknown():
         get_task("Ant")
 
 
-def test_a_wrap_mends_spaces_and_its_actions_are_rescaled():
-    def wrap(env):
-        return gymnasium.wrappers.RescaleAction(env, np.float32(-3), np.float32(3))
-
-    env = Task("Pendulum-v1", wrap=wrap).make_env()
-    assert (env.action_spec.space.low, env.action_spec.space.high) == (-1, 1)
-    assert env.rollout(3)["next", "observation"].shape == (3, 3)
-
-
-class OddSpaces(gymnasium.Env):
-    def __init__(self, action_space, observation_space):
-        self.action_space, self.observation_space = action_space, observation_space
-
-
-VECTOR = Box(-1, 1, (2,), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("action_space", "observation_space", "message"),
-    [
-        (Discrete(2), VECTOR, r"action space Discrete\(2\); MAGE needs a bounded Box"),
-        (Box(-np.inf, 1, (2,)), VECTOR, r"action space Box\(-inf.*bounded Box"),
-        (Box(-1, 1, (2, 2)), VECTOR, r"action space Box\(-1.*one dimension"),
-        (VECTOR, Box(0, 255, (4, 4, 3)), "observation space Box.*FlattenObservation"),
-    ],
-)
-def test_odd_spaces_are_named(action_space, observation_space, message):
-    gymnasium.register(
-        "torchrl_mage_test/Odd-v0", lambda: OddSpaces(action_space, observation_space)
-    )
-    try:
-        with pytest.raises(ValueError, match=message):
-            Task("torchrl_mage_test/Odd-v0").make_env(disable_env_checker=True)
-    finally:
-        gymnasium.registry.pop("torchrl_mage_test/Odd-v0")
-
-
 def test_find_task_takes_what_gymnasium_knows():
     assert find_task("Pendulum-v1") is get_task("Pendulum-v1")
     task = find_task("MountainCarContinuous-v0")
@@ -335,48 +358,6 @@ def test_find_task_takes_what_gymnasium_knows():
     assert task.make_env().rollout(3)["action"].shape == (3, 1)
     with pytest.raises(ValueError, match="'NoSuch-v0' is neither a task .* nor an environment"):
         find_task("NoSuch-v0")
-
-
-class TwoParts(gymnasium.Env):
-    """Observes a dictionary."""
-
-    observation_space = Dict({"a": Box(-1, 1, (2,)), "b": Box(-1, 1, (1, 3))})
-    action_space = Box(-2, 2, (1,))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return {"a": np.zeros(2, np.float32), "b": np.ones((1, 3), np.float32)}, {}
-
-    def step(self, action):
-        return self.reset()[0], float(action[0]), False, False, {}
-
-
-def test_observations_of_several_parts_become_one_vector():
-    gymnasium.register("TwoParts-v0", TwoParts)
-    env = find_task("TwoParts-v0").make_env()
-    assert env.reset()["observation"].tolist() == [0, 0, 1, 1, 1]
-
-
-class DoubleActions(gymnasium.Env):
-    """Takes actions in float64 alone, in a box that needs no rescaling."""
-
-    observation_space = Box(-1, 1, (1,))
-    action_space = Box(-1, 1, (1,), dtype=np.float64)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        assert action.dtype == np.float64
-        return action.astype(np.float32), 0.0, False, False, {}
-
-
-def test_actions_are_float32_whatever_the_environment_takes():
-    gymnasium.register("DoubleActions-v0", DoubleActions)
-    data = find_task("DoubleActions-v0").make_env().rollout(2)
-    assert data["action"].dtype == torch.float32
-    torch.testing.assert_close(data["next", "observation"], data["action"])
 
 
 def test_a_suite_that_is_not_installed_is_named(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_mage import RewardModel, TerminationModel, get_task
-from torchrl_mage.trainers import radam
+from torchrl_mage.objectives import radam
 
 OBS, ACTION = 3, 2
 
@@ -94,3 +94,28 @@ def test_a_learned_termination_fits_cartpoles():
     agree = model(td.clone())["next", "terminated"] == td["next", "terminated"]
     assert agree.float().mean() > 0.98
     assert td["next", "terminated"].float().mean() > 0.02, "else agreeing is no achievement"
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "truth"),
+    [(RewardModel, "reward", "reward"), (TerminationModel, "termination", "terminated")],
+)
+def test_a_missing_entry_is_named(cls, name, truth):
+    model, td = cls(OBS, ACTION, num_cells=[8]), transitions(4)
+    there = r".*its keys are \[.*'action'.*'observation'"
+    with pytest.raises(
+        ValueError, match=rf"the {name} model reads \('next', '{truth}'\), which{there}"
+    ):
+        model.loss(td)
+    td["next", truth] = torch.zeros(4, 1)
+    lacking = td.exclude("observation")
+    for use in (model, model.loss, model.update_normalizer):
+        with pytest.raises(ValueError, match=f"the {name} model reads 'observation', which"):
+            use(lacking)
+
+
+def test_what_misses_a_reward_is_not_taken_in():
+    model = RewardModel(OBS, ACTION, num_cells=[8])
+    with pytest.raises(ValueError, match=r"the reward model reads \('next', 'reward'\), which"):
+        model.update_normalizer(transitions(4))
+    assert model.observation_statistics.count == 0

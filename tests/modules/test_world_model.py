@@ -342,3 +342,42 @@ def test_custom_keys():
         [5],
     )
     assert model(td)["next", "agent", "state"].shape == (5, OBS)
+
+
+def test_unsigned_integers_do_not_wrap_around():
+    """Differences of -1 and -3; as bytes they would be 255 and 253."""
+    model = GaussianEnsembleWorldModel(1, 1, num_cells=(4,))
+    data = TensorDict(
+        {
+            "observation": torch.tensor([[10], [20]], dtype=torch.uint8),
+            "action": torch.tensor([[1], [3]], dtype=torch.uint8),
+            ("next", "observation"): torch.tensor([[9], [17]], dtype=torch.uint8),
+        },
+        [2],
+    )
+    model.update_normalizer(data)
+    for statistics, mean, std in (
+        (model.observation_statistics, 15.0, 5.0),
+        (model.action_statistics, 2.0, 1.0),
+        (model.difference_statistics, -2.0, 1.0),
+    ):
+        assert (statistics.mean.item(), statistics.std.item()) == (mean, std)
+    target = model.normalized_difference(data["observation"], data["next", "observation"])
+    assert target.tolist() == [[1.0], [-1.0]]
+
+
+def test_a_missing_entry_is_named():
+    model = GaussianEnsembleWorldModel(
+        OBS, ACTION, num_cells=(4,), in_keys=(("agent", "state"), "action")
+    )
+    there = r"which the tensordict does not hold; its keys are \[.*'action'.*'observation'"
+    for use in (model, model.update_normalizer):
+        with pytest.raises(
+            ValueError, match=rf"the world model reads \('agent', 'state'\), {there}"
+        ):
+            use(transitions(4, dtype=torch.float32))
+    model = GaussianEnsembleWorldModel(OBS, ACTION, num_cells=(4,))
+    with pytest.raises(ValueError, match=r"the world model reads \('next', 'observation'\), which"):
+        model.update_normalizer(
+            transitions(4, dtype=torch.float32).exclude(("next", "observation"))
+        )

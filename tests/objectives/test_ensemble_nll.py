@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 
 from torchrl_mage import GaussianEnsembleLoss, GaussianEnsembleWorldModel
+from torchrl_mage.objectives import fit
 
 
 def separate_nll(model, td_per_member):
@@ -201,3 +202,16 @@ def test_renamed_keys_and_the_models_own_parameters():
     }
     loss.reset_parameters_recursive()
     assert not torch.allclose(loss(td)["loss_world_model"], expected)
+
+
+@pytest.mark.parametrize(("new", "count"), [(0, 0), (4, 4), (10, 10), (12, 10)])
+def test_only_the_new_transitions_enter_the_statistics(new, count):
+    model = GaussianEnsembleWorldModel(1, 1, ensemble_size=2, num_cells=(4,))
+    rows = torch.arange(10.0)[:, None]
+    data = TensorDict(
+        {"observation": rows, "action": rows, ("next", "observation"): rows + 1}, [10]
+    )
+    fit(model, lambda batch: None, data, new=new, batch_size=5, min_batches=1)
+    assert model.observation_statistics.count == count
+    mean = model.observation_statistics.mean.item()
+    assert mean == (sum(range(10 - count, 10)) / count if count else 0.0)

@@ -162,3 +162,30 @@ def test_negative_variances_are_named(name):
 def test_it_is_a_mage_loss():
     """So that whoever takes a MAGELoss takes it too."""
     assert issubclass(TaylorTDLoss, MAGELoss)
+
+
+def test_pixels_are_no_vector_to_perturb():
+    """A state ``[*B, 3, 8, 8]``: the action may be perturbed, the state is refused by name."""
+    flat = 3 * 8 * 8
+
+    def dynamics(pixels, action):
+        return pixels + action[..., None, None]
+
+    actor = TensorDictModule(
+        nn.Sequential(nn.Flatten(-3), nn.Linear(flat, 1)), ["pixels"], ["action"]
+    )
+    critic = TensorDictModule(
+        lambda s, a: s.flatten(-3).sum(-1, keepdim=True) * a,
+        ["pixels", "action"],
+        ["state_action_value"],
+    )
+    world_model = TensorDictSequential(
+        TensorDictModule(dynamics, ["pixels", "action"], [("next", "pixels")]),
+        TensorDictModule(lambda a: a * 0, ["action"], [("next", "reward")]),
+    )
+    td = TensorDict(pixels=torch.randn(5, 3, 8, 8), batch_size=[5])
+    kwargs = {"bounds": (-1.0, 1.0), "delay_actor": False, "delay_qvalue": False}
+    assert TaylorTDLoss(actor, critic, world_model, **kwargs)(td)["td_error"].shape == (2, 5)
+    loss = TaylorTDLoss(actor, critic, world_model, state_variance=0.1, **kwargs)
+    with pytest.raises(ValueError, match=r"one vector, 'pixels' has the features \[3, 8, 8\]"):
+        loss(td)

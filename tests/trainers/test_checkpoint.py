@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import resource
 import signal
+import stat
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -201,18 +204,77 @@ def test_no_code_is_run(tmp_path, member, digest_too, zipped):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
-    """The kernel refuses to write more than 2 kB to a file, as a full disk would."""
-    run = Run(tmp_path).advance(4).save().advance(6)
+@contextmanager
+def files_of_at_most(size):
+    """The kernel refuses to write more to a file, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"step 6 could not be written.*resume="):
-            run.save()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_pieces_of_a_save_that_failed_are_removed_at_the_next(tmp_path):
+    """The piece fits on the disk, the state does not; the run goes on from what is whole."""
+    run = Run(tmp_path).advance(4).save().advance(6)
+    run.layer.weight.data = torch.ones(2, 10_000)
+    with files_of_at_most(20_000), pytest.raises(CheckpointError, match="step 6 could not be"):
+        run.save()
+    buffer = tmp_path / "checkpoints" / "buffer"
+    (buffer / "000000006_000000009.pt.writing").touch()  # of a power cut
+    assert (buffer / "000000004_000000006.pt").exists()
+    run = Run(tmp_path)
+    assert run.checkpointer.restore() == 4
+    run.advance(7).save()
+    pieces = ["000000000_000000004.pt", "000000004_000000007.pt"]
+    assert sorted(piece.name for piece in buffer.iterdir()) == pieces
+    assert Run(tmp_path).checkpointer.restore() == 7
+    assert run.at(7)
+
+
+def test_a_piece_that_an_older_or_a_damaged_checkpoint_lists_stays(tmp_path):
+    run = Run(tmp_path).advance(4).save().advance(6).save()
+    truncate(tmp_path / "checkpoints" / "step_000000006" / "state.pt")
+    run = Run(tmp_path)
+    assert run.checkpointer.restore() == 4
+    run.advance(7).save()
+    assert (tmp_path / "checkpoints" / "damaged_step_000000006").exists()
+    buffer = tmp_path / "checkpoints" / "buffer"
+    assert sorted(piece.name for piece in buffer.iterdir()) == [
+        "000000000_000000004.pt",
+        "000000004_000000006.pt",
+        "000000004_000000007.pt",
+    ]
+
+
+def test_a_piece_that_was_not_flushed_is_not_repeated(tmp_path, monkeypatch):
+    """The disk fails between a piece and its folder's entry; the same process saves again."""
+    run = Run(tmp_path).advance(4).save().advance(6)
+    fsync = os.fsync
+
+    def fail_on_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError("input/output error")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_on_folders)
+        with pytest.raises(CheckpointError, match="input/output error"):
+            run.save()
+    run.advance(8).save()
+    other = Run(tmp_path)
+    assert other.checkpointer.restore() == 8
+    assert other.at(8)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
+    run = Run(tmp_path).advance(4).save().advance(6)
+    message = r"step 6 could not be written.*resume="
+    with files_of_at_most(100), pytest.raises(CheckpointError, match=message):
+        run.save()
     other = Run(tmp_path)
     assert other.checkpointer.restore() == 4
     assert other.at(4)

@@ -12,6 +12,10 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from torchrl_mage.envs.rounding import RoundingWatch
+
+REAL = "biuf"  # kinds of dtype
+
 
 class EnvironmentFault(RuntimeError):
     """An environment raised, hung, or returned what it must not."""
@@ -20,6 +24,10 @@ class EnvironmentFault(RuntimeError):
 class CheckedEnv(gymnasium.Wrapper):
     """Speaks float32 to the outside, and names an environment that does not do its part.
 
+    What it returns is a copy, which an environment that writes into its own arrays leaves alone. A
+    whole number is taken for an action where the environment takes no other: the nearest in its
+    box. A feature that float32 rounds to a few levels is named in a warning.
+
     Args:
         env: observations and actions are one vector each.
         name: what the messages call it.
@@ -27,9 +35,10 @@ class CheckedEnv(gymnasium.Wrapper):
             thread, and a call that comes back to Python now and then.
 
     Raises:
-        EnvironmentFault: the environment raised, took longer than ``timeout``, or returned an
-            observation of another shape or no numbers, or a reward that is no number. Values that
-            are not finite pass: they are the trainer's to refuse.
+        EnvironmentFault: the environment raised, took longer than ``timeout``, or returned other
+            than gymnasium's interface has, an observation of another shape or no numbers, a reward
+            that is no number, or a termination or truncation that is not true or false. Values
+            that are not finite pass: they are the trainer's to refuse.
 
     Example:
         >>> env = CheckedEnv(gymnasium.make("Pendulum-v1"), "Pendulum-v1")
@@ -42,25 +51,27 @@ class CheckedEnv(gymnasium.Wrapper):
         super().__init__(env)
         self.observation_space = _in_float32(env.observation_space)
         self.action_space = _in_float32(env.action_space)
-        self._action_dtype = env.action_space.dtype
         self._name = name
+        self._watch_rounding = RoundingWatch(name)
         self._timeout = timeout
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode's first observation."""
-        observation, info = self._call("reset", lambda: self.env.reset(**kwargs))
-        return self._checked(observation), info
+        out = self._call("reset", lambda: self.env.reset(**kwargs))
+        observation, info = self._parts(out, 2, "reset")
+        return self._observed(observation), _copied(info)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The transition, its observation in float32."""
-        out = self._call("step", lambda: self.env.step(action.astype(self._action_dtype)))
-        if len(out) != 5:
-            self._fault(f"{len(out)} values from its step; gymnasium's interface has 5")
-        observation, reward, terminated, truncated, info = out
-        if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "biuf":
-            self._fault(f"the reward {reward!r}; it must be one number")
-        paid = float(np.asarray(reward).reshape(()))
-        return self._checked(observation), paid, bool(terminated), bool(truncated), info
+        taken = taken_as(self.env.action_space, action)
+        out = self._call("step", lambda: self.env.step(taken))
+        observation, reward, terminated, truncated, info = self._parts(out, 5, "step")
+        paid = self._number(reward, f"the reward {reward!r}; it must be one number")
+        ends = [
+            self._flag(value, name)
+            for value, name in ((terminated, "terminated"), (truncated, "truncated"))
+        ]
+        return self._observed(observation), paid, *ends, _copied(info)
 
     def _call(self, what: str, function: Callable[[], Any]) -> Any:
         try:
@@ -73,16 +84,88 @@ class CheckedEnv(gymnasium.Wrapper):
                 f"{self._name} raised {type(error).__name__} in its {what}: {error}"
             ) from error
 
-    def _checked(self, observation: Any) -> np.ndarray:
-        array, shape = np.asarray(observation), self.observation_space.shape
+    def _parts(self, out: Any, count: int, what: str) -> Any:
+        """Those of gymnasium's interface, the info last."""
+        if not isinstance(out, (tuple, list)):
+            found = f"a {type(out).__name__}"
+        elif len(out) != count:
+            found = f"{len(out)} values"
+        elif not isinstance(out[-1], dict):
+            found = f"an info of type {type(out[-1]).__name__}"
+        else:
+            return out
+        return self._fault(
+            f"{found} from its {what}; gymnasium's interface has {count} values, the last a dict"
+        )
+
+    def _observed(self, observation: Any) -> np.ndarray:
+        array, shape = self._array(observation), self.observation_space.shape
         if array.shape != shape:
             self._fault(f"an observation of shape {array.shape}; its space says {shape}")
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in REAL:
             self._fault(f"an observation of dtype {array.dtype}; it must be real numbers")
-        return array.astype(np.float32, copy=False)
+        rounded = array.astype(np.float32)  # copies: the environment may write into its own
+        self._watch_rounding(array, rounded)
+        return rounded
+
+    def _number(self, value: Any, what: str) -> float:
+        array = self._array(value)
+        if array.size != 1 or array.dtype.kind not in REAL:
+            self._fault(what)
+        return float(array.reshape(()))
+
+    def _flag(self, value: Any, name: str) -> bool:
+        what = f"{name}={value!r}; it must be true or false"
+        number = self._number(value, what)
+        return bool(number) if number in (0, 1) else self._fault(what)
+
+    def _array(self, value: Any) -> np.ndarray:
+        try:
+            return np.asarray(value)
+        except Exception as error:  # whatever its own conversion raises
+            return self._fault(f"{type(value).__name__}, which is no array ({error})")
 
     def _fault(self, what: str) -> NoReturn:
         raise EnvironmentFault(f"{self._name} returned {what}. Mend it or give the Task a wrap.")
+
+
+class RealActions(gymnasium.ActionWrapper):
+    """Takes real numbers where the environment takes whole ones, the nearest in its box.
+
+    Example:
+        >>> from gymnasium.wrappers import TransformAction
+        >>> switch = TransformAction(
+        ...     gymnasium.make("Pendulum-v1"), lambda a: a - 1.0, Box(0, 2, (1,), np.int64)
+        ... )
+        >>> env = RealActions(switch)
+        >>> env.action_space, env.action(np.array([1.7]))
+        (Box(0.0, 2.0, (1,), float32), array([2]))
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.action_space = _in_float32(env.action_space)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """The action that the environment takes."""
+        return taken_as(self.env.action_space, action)
+
+
+def taken_as(space: gymnasium.Space, action: np.ndarray) -> np.ndarray:
+    """A copy of the action in the box's dtype; where that is whole, the nearest in the box."""
+    assert isinstance(space, Box)
+    if space.dtype.kind != "f":  # a cast alone would cut 9.9 down to 9 and wrap 256 to 0
+        action = np.clip(np.rint(action), space.low, space.high)
+    return action.astype(space.dtype)
+
+
+def _copied(info: Any) -> Any:
+    """The info, its arrays copied: the environment may write into them."""
+    if isinstance(info, dict):
+        return {key: _copied(value) for key, value in info.items()}
+    if type(info) in (list, tuple):
+        return type(info)(map(_copied, info))
+    return info.copy() if isinstance(info, np.ndarray) else info
 
 
 def _in_float32(space: gymnasium.Space) -> Box:

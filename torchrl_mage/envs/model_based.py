@@ -90,6 +90,19 @@ class ModelBasedEnv(ModelBasedEnvBase):
         floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
         self._set_specs(base_env, next(floating, None))
 
+    def rollout(
+        self, *args: Any, tensordict: TensorDictBase | None = None, **kwargs: Any
+    ) -> TensorDictBase:
+        """A rollout as TorchRL's, also from a slice of another.
+
+        Its dimension has the name ``"time"``, which that of the new steps gets.
+        """
+        if tensordict is not None and "time" in tensordict.names:
+            names = [None if name == "time" else name for name in tensordict.names]
+            tensordict = tensordict.clone(False)
+            tensordict.names = names
+        return super().rollout(*args, tensordict=tensordict, **kwargs)
+
     @torch.no_grad()
     def visited_states(
         self, policy: TensorDictModuleBase, start: TensorDictBase, steps: int

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictSequential
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_mage.envs.tasks import Task, register_task, reward_module
+from torchrl_mage.modules.reading import ReadingModule
 
 MAX_SPEED = 8.0
 MAX_TORQUE = 2.0
@@ -44,6 +48,10 @@ class OraclePendulum(TensorDictSequential):
     Reads ``observation`` ``[*B, 3]`` and ``action`` ``[*B, 1]``, writes ``("next", "observation")``
     and ``("next", "reward")``; deterministic, differentiable, any floating dtype.
 
+    Args:
+        in_keys: keys of the observation and the action.
+        out_keys: keys of the next observation and the reward.
+
     Example:
         >>> from tensordict import TensorDict
         >>> upright = TensorDict(observation=torch.tensor([1.0, 0.0, 0.0]), action=torch.zeros(1))
@@ -51,14 +59,16 @@ class OraclePendulum(TensorDictSequential):
         tensor([1., 0., 0.])
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation", "action"),
+        out_keys: Sequence[NestedKey] = (("next", "observation"), ("next", "reward")),
+    ) -> None:
+        following, reward = out_keys
         super().__init__(
-            TensorDictModule(
-                pendulum_dynamics,
-                in_keys=["observation", "action"],
-                out_keys=[("next", "observation")],
-            ),
-            reward_module(pendulum_reward),
+            ReadingModule(pendulum_dynamics, in_keys, [following], name="the oracle pendulum"),
+            reward_module(pendulum_reward, in_keys=[*in_keys, following], out_keys=[reward]),
         )
 
 

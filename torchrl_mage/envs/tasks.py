@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,18 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.wrappers import FlattenObservation, RescaleAction
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs import GymWrapper
 
-from torchrl_mage.envs.checked import CheckedEnv
+from torchrl_mage.envs.checked import CheckedEnv, RealActions
 from torchrl_mage.envs.recorded import RecordedEnv
+from torchrl_mage.modules.reading import ReadingModule
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Beyond it a bound is no limit but "any number", of which a policy would use the very middle.
+LARGEST_BOUND = 1e6
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Task:
     ) -> GymWrapper:
         """The environment: ``observation`` in float32, actions in [-1, 1].
 
+        Where the environment takes whole numbers, an action is scaled to their box and rounded.
+
         Args:
             device: where the tensors live.
             timeout: seconds that a step or a reset may take.
@@ -70,42 +77,96 @@ class Task:
         :class:`~torchrl_mage.envs.checked.EnvironmentFault`.
 
         Raises:
-            ValueError: the actions are not a bounded box, or the observations not one vector.
+            ValueError: the actions are not a bounded box, one of its sides has no length or is
+                absurdly long, or the observations are not one vector.
         """
         env = gymnasium.make(self.name, **{**self.kwargs, **kwargs})
         if self.wrap is not None:
             env = self.wrap(env)
-        space = env.action_space
-        if not (isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded("both")):
-            raise ValueError(
-                f"{self.name} has the action space {space}; MAGE needs a bounded Box of one "
-                "dimension. Give the Task a wrap that makes its actions bounded and continuous."
-            )
+        space = _checked_actions(self.name, env.action_space)
         observations = env.observation_space
         if not (isinstance(observations, Box) and len(observations.shape) == 1):
             raise ValueError(
                 f"{self.name} has the observation space {observations}; MAGE needs one vector. "
                 "Give the Task a wrap, e.g. gymnasium.wrappers.FlattenObservation."
             )
+        if space.dtype.kind != "f":
+            env = RealActions(env)
         if not (np.all(space.low == -1) and np.all(space.high == 1)):
             env = RescaleAction(env, np.float32(-1), np.float32(1))
         return GymWrapper(RecordedEnv(CheckedEnv(env, self.name, timeout)), device=device)
 
 
-def reward_module(function: TransitionFunction) -> TensorDictModule:
-    """Reads a transition and writes ``function(s, a, s')``, ``[*B, 1]``, as its reward."""
-    return TensorDictModule(
-        function,
-        in_keys=["observation", "action", ("next", "observation")],
-        out_keys=[("next", "reward")],
-    )
+def _checked_actions(name: str, space: gymnasium.Space) -> Box:
+    """The action space, if MAGE can scale it to [-1, 1]."""
+    if not (isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded("both")):
+        raise ValueError(
+            f"{name} has the action space {space}; MAGE needs a bounded Box of one "
+            "dimension. Give the Task a wrap that makes its actions bounded and continuous."
+        )
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    if (low >= high).any():
+        raise ValueError(
+            f"{name} has the action space {space}, with equal bounds in the dimensions "
+            f"{np.flatnonzero(low >= high).tolist()}, where nothing can be chosen. Give the Task a "
+            "wrap that leaves them out, e.g. gymnasium.wrappers.TransformAction."
+        )
+    if max(np.abs(low).max(), np.abs(high).max()) > LARGEST_BOUND:
+        raise ValueError(
+            f"{name} has the action space {space}; bounds beyond {LARGEST_BOUND:g} are none, and "
+            "scaled to them every action would be a huge one. Give the Task a wrap with the bounds "
+            "that it needs, e.g. lambda env: gymnasium.wrappers.TransformAction(env, lambda a: a, "
+            f"gymnasium.spaces.Box(-1, 1, {space.shape}))."
+        )
+    return space
 
 
-def termination_module(function: Callable[[Tensor], Tensor]) -> TensorDictModule:
-    """Reads a transition and writes the boolean ``function(s')``, ``[*B, 1]``, as terminated."""
-    return TensorDictModule(
-        function, in_keys=[("next", "observation")], out_keys=[("next", "terminated")]
-    )
+TRANSITION: tuple[NestedKey, ...] = ("observation", "action", ("next", "observation"))
+
+
+def reward_module(
+    function: TransitionFunction,
+    *,
+    in_keys: Sequence[NestedKey] = TRANSITION,
+    out_keys: Sequence[NestedKey] = (("next", "reward"),),
+) -> TensorDictModule:
+    """Reads a transition and writes ``function(s, a, s')``, ``[*B, 1]``, as its reward.
+
+    Args:
+        function: of observation ``[*B, D]``, action ``[*B, A]`` and next observation.
+        in_keys: their keys.
+        out_keys: key of the reward.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> module = reward_module(lambda s, a, n: -a.square(), in_keys=["s", "push", "then"])
+        >>> td = TensorDict(s=torch.zeros(3), push=torch.ones(1), then=torch.zeros(3))
+        >>> module(td)["next", "reward"]
+        tensor([-1.])
+    """
+    return ReadingModule(function, in_keys, out_keys, name="the reward module")
+
+
+def termination_module(
+    function: Callable[[Tensor], Tensor],
+    *,
+    in_keys: Sequence[NestedKey] = TRANSITION[2:],
+    out_keys: Sequence[NestedKey] = (("next", "terminated"),),
+) -> TensorDictModule:
+    """Reads a transition and writes the boolean ``function(s')``, ``[*B, 1]``, as terminated.
+
+    Args:
+        function: of the next observation ``[*B, D]``.
+        in_keys: its key.
+        out_keys: key of the termination.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> module = termination_module(lambda n: n[..., :1] > 1, in_keys=["then"])
+        >>> module(TensorDict(then=torch.tensor([2.0, 0.0])))["next", "terminated"]
+        tensor([True])
+    """
+    return ReadingModule(function, in_keys, out_keys, name="the termination module")
 
 
 _TASKS: dict[str, Task] = {}

@@ -8,6 +8,8 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_mage.modules.reading import read_entries
+
 # Below this standard deviation a feature counts as constant and is only centred.
 MIN_STD = 1e-6
 
@@ -17,6 +19,10 @@ class RunningStatistics(nn.Module):
 
     Buffers change in place, so that whoever holds this module, or its tensors, sees every update.
     A feature whose standard deviation is below ``1e-6`` gets 1, so that it is centred only.
+
+    Updates are computed in float64. What the buffers' dtype rounds away of mean and variance is
+    kept beside them (``mean_rest``, ``var_rest``), so that small steps of a large mean add up; a
+    pair, and no buffer in float64, since it survives every conversion of the module's dtype.
 
     Args:
         size: number of features ``D``.
@@ -36,6 +42,8 @@ class RunningStatistics(nn.Module):
     mean: Tensor
     var: Tensor
     std: Tensor
+    mean_rest: Tensor
+    var_rest: Tensor
 
     def __init__(
         self,
@@ -51,6 +59,8 @@ class RunningStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(size, device=device, dtype=dtype))
         self.register_buffer("var", torch.zeros(size, device=device, dtype=dtype))
         self.register_buffer("std", torch.ones(size, device=device, dtype=dtype))
+        self.register_buffer("mean_rest", torch.zeros(size, device=device, dtype=dtype))
+        self.register_buffer("var_rest", torch.zeros(size, device=device, dtype=dtype))
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
@@ -63,18 +73,27 @@ class RunningStatistics(nn.Module):
             ValueError: the last dimension is not ``D``.
         """
         self._check_features(values)
-        values = values.reshape(-1, values.shape[-1]).to(self.mean)
+        values = values.reshape(-1, values.shape[-1]).to(self.mean.device, torch.float64)
         if not len(values):
             return
         total = self.count + len(values)
-        share = len(values) / total.to(self.mean.dtype)
+        share = len(values) / total.double()
         var, mean = torch.var_mean(values, 0, correction=0)
-        shift = mean - self.mean
-        self.var.lerp_(var, share).add_(share * (1 - share) * shift.square())
-        self.mean.add_(share * shift)
+        shift = mean - self._exact_mean
+        var = self._exact_var.lerp(var, share).add_(share * (1 - share) * shift.square())
+        _keep(self.var, self.var_rest, var)
+        _keep(self.mean, self.mean_rest, self._exact_mean + share * shift)
         self.count.copy_(total)
-        std = self.var.sqrt()
+        std = var.sqrt()
         self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+    @property
+    def _exact_mean(self) -> Tensor:
+        return self.mean.double() + self.mean_rest.double()
+
+    @property
+    def _exact_var(self) -> Tensor:
+        return self.var.double() + self.var_rest.double()
 
     @property
     def constant(self) -> Tensor:
@@ -88,11 +107,16 @@ class RunningStatistics(nn.Module):
             ValueError: the last dimension is not ``D``.
         """
         self._check_features(values)
-        return (values - self.mean) / self.std
+        return (values - self._center(values)) / self.std
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Inverse of :meth:`normalize`."""
-        return values * self.std + self.mean
+        return values * self.std + self._center(values)
+
+    def _center(self, values: Tensor) -> Tensor:
+        """The mean; for float64 values, which may lie close to a large one, with all its digits."""
+        exact = values.dtype == torch.float64 != self.mean.dtype
+        return self._exact_mean if exact else self.mean
 
     def _check_features(self, values: Tensor) -> None:
         if values.shape[-1:] != self.mean.shape:
@@ -100,6 +124,12 @@ class RunningStatistics(nn.Module):
                 f"expected vectors of {self.mean.shape[0]} features, got shape "
                 f"{tuple(values.shape)}; the last dimension must be the feature dimension."
             )
+
+
+def _keep(buffer: Tensor, rest: Tensor, exact: Tensor) -> None:
+    """Stores float64 values in place: what the dtype holds of them, and what it rounds away."""
+    buffer.copy_(exact)
+    rest.copy_(exact - buffer.double())
 
 
 class Normalizer(TensorDictModuleBase):
@@ -151,5 +181,5 @@ class Normalizer(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the normalised observation into ``tensordict``."""
-        observation = tensordict[self.in_keys[0]]
+        (observation,) = read_entries(tensordict, self.in_keys, "the normalizer")
         return tensordict.set(self.out_keys[0], self.statistics.normalize(observation))

@@ -13,12 +13,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from torchrl_mage.modules.mlp import xavier_mlp
 from torchrl_mage.modules.normalizer import RunningStatistics
+from torchrl_mage.modules.reading import read_entries
 
 TRANSITION = ("observation", "action", ("next", "observation"))
 
 
 class _TransitionNetwork(TensorDictModuleBase):
     """One number from the normalised states and the action of a transition."""
+
+    reader: str
 
     def __init__(
         self,
@@ -36,10 +39,16 @@ class _TransitionNetwork(TensorDictModuleBase):
 
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
-        self.observation_statistics.update(tensordict[self.in_keys[0]])
+        (observation,) = read_entries(tensordict, self.in_keys[:1], self.reader)
+        self.observation_statistics.update(observation)
+
+    def _truth(self, tensordict: TensorDictBase) -> Tensor:
+        """What the environment said, ``[*B, 1]``."""
+        return read_entries(tensordict, self.out_keys[:1], self.reader)[0]
 
     def _output(self, tensordict: TensorDictBase) -> Tensor:
-        observation, action, next_observation = (tensordict[key] for key in self.in_keys)
+        entries = read_entries(tensordict, self.in_keys, self.reader)
+        observation, action, next_observation = entries
         normalize = self.observation_statistics.normalize
         return self.network(
             torch.cat([normalize(observation), action, normalize(next_observation)], -1)
@@ -65,6 +74,8 @@ class RewardModel(_TransitionNetwork):
         torch.Size([5, 1])
     """
 
+    reader = "the reward model"
+
     def __init__(
         self,
         obs_dim: int,
@@ -80,8 +91,9 @@ class RewardModel(_TransitionNetwork):
 
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
+        reward = self._truth(tensordict)  # before anything is taken in
         super().update_normalizer(tensordict)
-        self.reward_statistics.update(tensordict[self.out_keys[0]])
+        self.reward_statistics.update(reward)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -91,7 +103,7 @@ class RewardModel(_TransitionNetwork):
 
     def loss(self, tensordict: TensorDictBase) -> Tensor:
         """Mean squared error of the normalised reward."""
-        target = self.reward_statistics.normalize(tensordict[self.out_keys[0]])
+        target = self.reward_statistics.normalize(self._truth(tensordict))
         return mse_loss(self._output(tensordict), target)
 
 
@@ -115,6 +127,8 @@ class TerminationModel(_TransitionNetwork):
         >>> TerminationModel(3, 1, num_cells=[8])(td)["next", "termination_probability"].shape
         torch.Size([5, 1])
     """
+
+    reader = "the termination model"
 
     def __init__(
         self,
@@ -143,4 +157,4 @@ class TerminationModel(_TransitionNetwork):
     def loss(self, tensordict: TensorDictBase) -> Tensor:
         """Negative log-likelihood of whether each transition ended."""
         logit = self._output(tensordict)
-        return binary_cross_entropy_with_logits(logit, tensordict[self.out_keys[0]].to(logit.dtype))
+        return binary_cross_entropy_with_logits(logit, self._truth(tensordict).to(logit.dtype))

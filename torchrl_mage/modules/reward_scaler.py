@@ -8,6 +8,8 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_mage.modules.reading import read_entries
+
 
 class RewardScaler(TensorDictModuleBase):
     r"""Measures the reward in the largest value that the rewards seen imply.
@@ -89,5 +91,5 @@ class RewardScaler(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the reward in units of the value range."""
-        (reward,) = (tensordict.get(key) for key in self.in_keys)
+        (reward,) = read_entries(tensordict, self.in_keys, "the reward scaler")
         return tensordict.set(self.out_keys[0], (reward - self.center) / self.value_range)

@@ -19,8 +19,10 @@ from torchrl_mage.functional import (
 )
 from torchrl_mage.modules.ensemble import EnsembleMLP
 from torchrl_mage.modules.normalizer import RunningStatistics
+from torchrl_mage.modules.reading import read_entries
 
 Sampling = Literal["balanced", "independent", "moments", "mean"]
+READER = "the world model"
 
 
 class GaussianEnsembleWorldModel(TensorDictModuleBase):
@@ -136,12 +138,13 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
 
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
-        observation, action = (tensordict[key] for key in self.in_keys)
-        next_observation = tensordict[self.out_keys[0]]
+        keys = (*self.in_keys, *self.out_keys)
+        observation, action, next_observation = read_entries(tensordict, keys, READER)
         self.check_shapes(observation, action, next_observation)
         self.observation_statistics.update(observation)
         self.action_statistics.update(action)
-        self.difference_statistics.update(next_observation - observation)
+        # In float64, since unsigned integers would wrap around.
+        self.difference_statistics.update(next_observation.double() - observation.double())
 
     def check_shapes(
         self, observation: Tensor, action: Tensor, next_observation: Tensor | None = None
@@ -183,6 +186,8 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
 
     def normalized_difference(self, observation: Tensor, next_observation: Tensor) -> Tensor:
         """What the network predicts, ``[*B, D]``."""
+        if not observation.is_floating_point():  # unsigned ones would wrap around
+            observation = observation.to(self.dtype)
         return self.difference_statistics.normalize(next_observation - observation)
 
     def gaussian(self, input_EBI: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +222,7 @@ class GaussianEnsembleWorldModel(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draws the next observation ``[*B, D]`` and writes it into ``tensordict``."""
-        observation, action = (tensordict[key] for key in self.in_keys)
+        observation, action = read_entries(tensordict, self.in_keys, READER)
         member = tensordict.get(self.member_key, None)
         if member is None and self.sampling in ("moments", "mean"):
             mean, var = mixture_moments(*self.predict(observation, action))

@@ -256,7 +256,7 @@ def fit(
         >>> len(seen)
         4
     """
-    model.update_normalizer(data[-new:])
+    model.update_normalizer(data[max(0, len(data) - new) :])
     for index in member_minibatches(
         len(data),
         ensemble_size=getattr(model, "ensemble_size", 1),

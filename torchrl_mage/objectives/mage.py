@@ -159,8 +159,10 @@ class MAGELoss(ImaginedTD3Loss):
         critics, action_key = self.qvalue_network_params, self.tensor_keys.action
 
         def at(inputs: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
-            moved = state.expand(inputs.batch_size).clone(False).update(inputs)
-            return moved, inputs.get(action_key)
+            action = inputs.get(action_key)
+            if not self._perturbed_keys:
+                return state, action
+            return state.expand(inputs.batch_size).clone(False).update(inputs), action
 
         def target(inputs: TensorDictBase) -> tuple[Tensor, Tensor]:
             return self._target(*at(inputs), *constants)

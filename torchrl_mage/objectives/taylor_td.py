@@ -49,7 +49,8 @@ class TaylorTDLoss(MAGELoss):
     Writes what :class:`~torchrl_mage.MAGELoss` does.
 
     Raises:
-        ValueError: as there; or ``state_variance`` is above 0 and there are several state entries.
+        ValueError: as there; or ``state_variance`` is above 0 and there are several state entries,
+            or one that is not a vector.
 
     Example:
         >>> import torch
@@ -123,10 +124,22 @@ class TaylorTDLoss(MAGELoss):
     def _critic_loss(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
         none = td_error_CB.new_zeros(*td_error_CB.shape, 0)  # a gradient of no features
         (state_key,) = self._perturbed_keys or (None,)
+        if state_key is not None:
+            _check_vector(state_key, errors.get(state_key), td_error_CB)
         return taylor_td_loss(
             td_error_CB,
             errors.get(self.tensor_keys.action, none),
             none if state_key is None else errors.get(state_key),
             action_variance=self.action_variance,
             state_variance=self.state_variance,
+        )
+
+
+def _check_vector(key: NestedKey, gradient: Tensor, td_error_CB: Tensor) -> None:
+    """Refuses a state whose gradient is not ``[C, *B, D]``: pixels, say."""
+    if gradient.dim() != td_error_CB.dim() + 1:
+        raise ValueError(
+            f"state_variance needs a state of one vector, {key!r} has the features "
+            f"{list(gradient.shape[td_error_CB.dim() :])}; pass state_variance=0, or encode it "
+            "into a vector first."
         )

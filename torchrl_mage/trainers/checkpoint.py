@@ -4,7 +4,7 @@ A folder ``checkpoints`` holds one sub-folder a checkpoint, ``step_000001000``, 
 and ``manifest.json``, and beside them ``buffer``, the replay buffer in pieces that every later
 checkpoint shares. A piece is written once, so that a checkpoint costs time in proportion to what is
 new. The manifest lists the SHA-256 of all that the checkpoint needs. A checkpoint is written under
-another name, flushed to the disk, and then renamed.
+another name, flushed to the disk, and then renamed. Pieces that no manifest lists are removed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,7 @@ class Checkpointer:
             ) from error
         for old in checkpoints(self.path.parent)[self._keep :]:
             shutil.rmtree(old)
+        self._remove_unnamed_pieces()
 
     def restore(self) -> int | None:
         """Restores the newest checkpoint that is whole.
@@ -178,9 +180,20 @@ class Checkpointer:
         # Cloned: a slice of the storage is saved with all of the storage behind it.
         new = self._buffer[self._stored : size].clone().flatten_keys("/").to_dict()
         name = f"{BUFFER}/{self._stored:09d}_{size:09d}.pt"
-        self._pieces[name] = _write(self.path / name, lambda file: torch.save(new, file))
+        digest = _write(self.path / name, lambda file: torch.save(new, file))
         _flush_folder(self.path / BUFFER)
-        self._stored = size
+        # Both or neither: else the next piece would repeat this one's transitions.
+        self._pieces[name], self._stored = digest, size
+
+    def _remove_unnamed_pieces(self) -> None:
+        """Removes the pieces that no checkpoint lists: those of saves that failed."""
+        named = set(self._pieces)
+        for manifest in self.path.glob(f"*/{MANIFEST}"):  # of damaged checkpoints too
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                named.update(json.loads(manifest.read_bytes())["sha256"])
+        for piece in (self.path / BUFFER).iterdir():
+            if piece.is_file() and f"{BUFFER}/{piece.name}" not in named:
+                piece.unlink()
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], TensorDict | None]:
         try:

@@ -1,0 +1,89 @@
+"""Where rollouts of ModelBasedEnv start and stop: slices of others, states visited on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from envs.test_model_based import make_env, numbered_members
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+
+from torchrl_mage import ModelBasedEnv, get_task
+
+
+def counting_env(end):
+    """``s' = s + 1`` whatever the action, ended where ``s' > end``."""
+    base = get_task("Pendulum-v1").make_env()
+    observation, action, following = "observation", "action", ("next", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s + 1 + 0 * a, [observation, action], [following]),
+        TensorDictModule(lambda a: a, [action], [("next", "reward")]),
+        TensorDictModule(lambda s: s[..., :1] > end, [following], [("next", "terminated")]),
+    )
+    return ModelBasedEnv(world_model, base)
+
+
+def test_visited_states_are_up_to_so_many_steps_away():
+    env = counting_env(end=100)
+    start = TensorDict(observation=torch.zeros(4000, 3), batch_size=[4000])
+    visited = env.visited_states(env.rand_action, start, 3)
+    assert list(visited.keys()) == ["observation"]
+    assert (start["observation"] == 0).all()
+    counts = visited["observation"][:, 0].long().bincount(minlength=4)
+    assert len(counts) == 4
+    assert (counts - 1000).abs().max() < 140, "a standard deviation of 27"
+    none = env.visited_states(env.rand_action, start, 0)
+    torch.testing.assert_close(none["observation"], start["observation"])
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        env.visited_states(env.rand_action, start, -1)
+
+
+def test_visited_states_of_a_linear_problem():
+    """``s' = s A + a B`` under ``a = s K``: after ``k`` steps ``s (A + K B)^k``."""
+    torch.manual_seed(0)
+    drift, push, gain = torch.randn(3, 3), torch.randn(1, 3), torch.randn(3, 1)
+    observation, action, following = "observation", "action", ("next", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s @ drift + a @ push, [observation, action], [following]),
+        TensorDictModule(lambda a: a, [action], [("next", "reward")]),
+    )
+    env = ModelBasedEnv(world_model, get_task("Pendulum-v1").make_env())
+    start = torch.randn(200, 3)
+    policy = TensorDictModule(lambda s: s @ gain, [observation], [action])
+    visited = env.visited_states(policy, TensorDict(observation=start, batch_size=[200]), 3)
+    closed = drift + gain @ push
+    possible = torch.stack([start @ torch.linalg.matrix_power(closed, k) for k in range(4)])
+    error = (possible - visited["observation"]).norm(dim=-1) / (1 + possible.norm(dim=-1))
+    assert (error.min(0).values < 1e-5).all()
+    assert error.argmin(0).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_visited_states_stay_before_the_end():
+    env = counting_env(end=2)
+    start = TensorDict(observation=torch.zeros(10, 100, 3), batch_size=[10, 100])
+    visited = env.visited_states(env.rand_action, start, 6)["observation"]
+    assert visited.shape == (10, 100, 3)
+    assert visited.unique().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_visited_states_keep_their_member():
+    """Member ``m`` goes ``m`` a step: five steps of one of four never make 7, 11, 13 or 14."""
+    env = numbered_members(make_env("Pendulum-v1", "trajectory", ensemble_size=4))
+    start = TensorDict(observation=torch.zeros(500, 3), batch_size=[500])
+    reached = env.visited_states(env.rand_action, start, 5)["observation"].mean(-1).round()
+    possible = {float(member * steps) for member in range(4) for steps in range(6)}
+    assert set(reached.tolist()) == possible
+
+
+@pytest.mark.parametrize("auto_reset", [True, False])
+def test_rollouts_start_from_a_slice_of_a_rollout(auto_reset):
+    """``s' = s + 1`` from 0: at times 1 and 2 are 1 and 2, and from there it counts on."""
+    env = counting_env(end=100)
+    first = env.rollout(3, tensordict=TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
+    part = first[:, 1:]
+    data = env.rollout(4, tensordict=part, auto_reset=auto_reset)
+    counted = data["next", "observation"][..., 0]
+    assert counted.tolist() == [[[2, 3, 4, 5], [3, 4, 5, 6]]] * 2
+    assert data.names[-1] == "time"
+    assert part.names == [None, "time"], "the caller's stays as it is"
+    assert part["observation"][..., 0].tolist() == [[1, 2]] * 2
