@@ -2,6 +2,7 @@
 
 from torchrl_mage import diagnostics
 from torchrl_mage.envs import ModelBasedEnv, OraclePendulum, Task, get_task, register_task
+from torchrl_mage.loading import LoadedRun, LoadError, load_run
 from torchrl_mage.modules import (
     GaussianEnsembleWorldModel,
     Normalizer,
@@ -20,6 +21,8 @@ from torchrl_mage.objectives import (
 __all__ = [
     "GaussianEnsembleLoss",
     "GaussianEnsembleWorldModel",
+    "LoadError",
+    "LoadedRun",
     "MAGELoss",
     "MAGESACLoss",
     "ModelBasedEnv",
@@ -33,5 +36,6 @@ __all__ = [
     "TerminationModel",
     "diagnostics",
     "get_task",
+    "load_run",
     "register_task",
 ]

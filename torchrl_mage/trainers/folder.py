@@ -13,6 +13,7 @@ from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints, resum
 from torchrl_mage.trainers.settings import check_settings
 
 CONFIG = "config.yaml"
+BEST = "best_networks.pt"  # of the best evaluation so far
 NETWORKS = "networks.pt"  # written last: a run that has it is finished
 
 

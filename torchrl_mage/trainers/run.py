@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from torchrl_mage.trainers.checkpoint import Checkpointer, Stateful, checkpoints
 from torchrl_mage.trainers.collection import CollectorState
 from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard, check_finite
 from torchrl_mage.trainers.evaluation import Evaluation, evaluate
-from torchrl_mage.trainers.folder import NETWORKS, RunLock
+from torchrl_mage.trainers.folder import BEST, NETWORKS, RunLock
 from torchrl_mage.trainers.hardware import RandomState
 from torchrl_mage.trainers.metrics import Metrics, open_logger
 from torchrl_mage.trainers.optimisation import Minimizer
@@ -102,7 +103,7 @@ class Run:
         self._divergence_limit = divergence_limit
         self._register = Register()
         self._episode_return, self._largest_reward = 0.0, 0.0
-        self._reset_at, self._resets = -1, 0
+        self._reset_at, self._resets, self._best = -1, 0, float("-inf")
         self._stop_requested = False
         self._stack = ExitStack()
 
@@ -128,9 +129,8 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         saved = checkpoints(self.path)
-        failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
         self._stack.close()
-        if failed and saved:
+        if saved and isinstance(error, Exception) and not isinstance(error, Interrupted):
             self.say(f"{resuming(self.path)} continues from its newest checkpoint, {saved[0].name}")
 
     def _note_signals(self, stack: ExitStack) -> None:
@@ -227,7 +227,7 @@ class Run:
         if checkpointer.restore_or_start():
             self.say(f"resumed {self.path} at step {self.step}")
             self._episode_return *= not position.new_episode
-        assess = self._assessment(policy, eval_env, diagnose)
+        assess = partial(self._assess, policy, eval_env, diagnose)
         for batch in collector:
             transition = batch.select(*TRANSITION)
             self.step += transition.numel()
@@ -242,6 +242,9 @@ class Run:
             if step % self._eval_interval == 0 or last:
                 self.evaluation = assess(step)
                 self._metrics.evaluated(step, self.evaluation)
+                if self.evaluation.mean > self._best:
+                    self._best = self.evaluation.mean
+                    self._save_networks(BEST)
             if step % self._checkpoint_interval == 0 or last or self._stop_requested:
                 checkpointer.save(step)
             if self._stop_requested and not last:
@@ -255,21 +258,17 @@ class Run:
         self.evaluation = self.evaluation or assess(self.step)
         self._finish(self.evaluation)
 
-    def _assessment(
+    def _assess(
         self,
         policy: TensorDictModuleBase,
-        eval_env: EnvBase,
+        env: EnvBase,
         diagnose: Callable[[int, Evaluation], None] | None,
-    ) -> Callable[[int], Evaluation]:
-        def assess(step: int) -> Evaluation:
-            evaluation = evaluate(
-                eval_env, policy, episodes=self._eval_episodes, seed=self._seed + step
-            )
-            if diagnose is not None:
-                diagnose(step, evaluation)
-            return evaluation
-
-        return assess
+        step: int,
+    ) -> Evaluation:
+        found = evaluate(env, policy, episodes=self._eval_episodes, seed=self._seed + step)
+        if diagnose is not None:
+            diagnose(step, found)
+        return found
 
     def _tell(self, step: int, reward: float, *, ended: bool) -> None:
         self._episode_return += reward
@@ -280,12 +279,16 @@ class Run:
         if step % self._log_interval == 0:
             self._metrics.log(step)
 
+    def _save_networks(self, name: str) -> None:
+        """Whole or not at all."""
+        networks = self._register.networks
+        scratch = self.path / f"{name}.writing"
+        torch.save({part: module.state_dict() for part, module in networks.items()}, scratch)
+        scratch.rename(self.path / name)
+
     def _finish(self, evaluation: Evaluation) -> None:
         """Saves the final networks, whose file marks the run's end, and prints the last line."""
-        scratch = self.path / f"{NETWORKS}.writing"
-        networks = self._register.networks
-        torch.save({name: part.state_dict() for name, part in networks.items()}, scratch)
-        scratch.rename(self.path / NETWORKS)
+        self._save_networks(NETWORKS)
         self.say(f"final evaluation return: {evaluation}")
 
     # ------------------------------------------------------------------ divergence
@@ -319,15 +322,11 @@ class Run:
                     "value range) allows more."
                 ) from error
             self.say(f"{error}: a new agent takes over")
-            self._reset_agent()
+            self._reset_at = self.step
+            self._register.reset_agent()
+            self._metrics.forget()
             # What a new agent does not mend, such as the world model's parameters.
             self._guard.check(self.step, everything=True)
-
-    def _reset_agent(self) -> None:
-        """New actor and critics; the model, the data and the statistics stay."""
-        self._reset_at = self.step
-        self._register.reset_agent()
-        self._metrics.forget()
 
     # ------------------------------------------------------------------ its state
 
@@ -339,6 +338,7 @@ class Run:
             "largest_reward": self._largest_reward,
             "reset_at": self._reset_at,
             "resets": self._resets,
+            "best": self._best,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -347,3 +347,4 @@ class Run:
         self._episode_return = state["episode_return"]
         self._largest_reward = state["largest_reward"]
         self._reset_at, self._resets = state["reset_at"], state["resets"]
+        self._best = state["best"]
