@@ -1,4 +1,4 @@
-"""What the README tells its reader to type works."""
+"""What the README and its pages tell their reader to type works, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    *(ROOT / "examples" / name for name in ("README.md", "gallery.md", "results/README.md")),
+]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language, pages=PAGES):
+    return [
+        code
+        for page in pages
+        for code in re.findall(
+            rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        )
+    ]
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -21,24 +32,36 @@ def test_snippets_run(code):
 
 def test_there_are_snippets():
     assert len(blocks("python")) == 8
-    assert len(blocks("bash")) == 3
+    assert len(blocks("bash", [README])) == 3
 
 
-def test_every_override_of_the_table_exists():
+def test_a_newcomer_reads_one_screen():
+    assert README.read_text().count("\n") <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_override_of_the_tables_exists():
+    import run  # registers the resolvers
+
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from torchrl_mage.trainers import chosen_folder
-
-    OmegaConf.register_new_resolver("run_folder", chosen_folder, replace=True)
-    table = re.findall(r"^\| (`.*?`) \|", README.read_text(), re.MULTILINE)
+    assert run.CONFIG.exists()
+    text = "".join(page.read_text() for page in PAGES)
+    table = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
     commands = [
         [word for word in code.split() if "=" in word and not word.startswith("resume")]
         for cell in table
         for code in re.findall(r"`([^`]*)`", cell)
     ]
-    assert sum(map(len, commands)) >= 10
-    with initialize_config_dir(str(README.parent / "examples" / "config"), version_base="1.3"):
+    assert sum(map(len, commands)) >= 15
+    with initialize_config_dir(str(run.CONFIG), version_base="1.3"):
         for overrides in commands:
             if not {",", "NAME", "hydra"} & set(re.split("([,/.=])", " ".join(overrides))):
                 OmegaConf.to_container(compose("mage_td3", overrides=overrides), resolve=True)
