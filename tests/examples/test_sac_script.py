@@ -36,7 +36,8 @@ def test_fixed_temperature_stays(tmp_path, launch):
 @pytest.mark.parametrize("task", ["InvertedPendulum-v5", "Pendulum-v1"])
 def test_reward_and_termination_may_be_learned(tmp_path, launch, task):
     path = tmp_path / "run"
-    custom = ["env=custom", f"env.name={task}", "reward_model.num_cells=[8]"]
+    learned = ["reward=learned", "termination=learned", "reward_model.num_cells=[8]"]
+    custom = ["env=custom", f"env.name={task}", *learned]
     launch("mage_sac", f"hydra.run.dir={path}", *TINY, *custom, cwd=tmp_path)
     last = outcome(path)[0][-1]
     assert float(last["loss_reward"]) > 0

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints, resuming
@@ -105,6 +104,8 @@ def open_run(
             ``script``) or has another value of a key that was set, a new run would start over
             another, or its folder cannot be written.
     """
+    import yaml  # of the extra "examples"
+
     path = Path(path)
     check_settings(settings, schema)
     if resume == "auto":
@@ -198,6 +199,8 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import yaml  # of the extra "examples"
+
     return yaml.safe_load((path / CONFIG).read_text())
 
 

@@ -8,10 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.validators import extend
-
 _LIMITS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -20,15 +16,6 @@ _LIMITS = {
     "minItems": "of length {} or more",
     "pattern": "a text like {}",
 }
-_TYPES = Draft202012Validator.TYPE_CHECKER.redefine(
-    "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-).redefine(
-    "number",
-    lambda _, value: (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ),
-)
-_Validator = extend(Draft202012Validator, type_checker=_TYPES)
 
 
 class SettingsError(ValueError):
@@ -57,10 +44,12 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any] | str 
           loss.lmbda = -1: must be a number, at least 0
           loss.name = 'l3': must be one of l1, l2
     """
+    import yaml  # of the extra "examples", as is jsonschema below
+
     if not isinstance(schema, Mapping):
         schema = dict(yaml.safe_load(Path(schema).read_text()))
     bad: dict[str, str] = {}
-    for error in _Validator(schema).iter_errors(settings):
+    for error in _validator(schema).iter_errors(settings):
         key = ".".join(str(part) for part in error.absolute_path if not isinstance(part, int))
         value = _select(settings, error.absolute_path)
         bad.setdefault(key, f"{key} = {value!r}: must be {', '.join(_wanted(error.schema))}")
@@ -71,6 +60,22 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any] | str 
     if bad:
         count = f"{len(bad)} settings are" if len(bad) > 1 else "a setting is"
         raise SettingsError(f"{count} out of range:\n  " + "\n  ".join(bad.values()))
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """Of JSON Schema, with integers that are no booleans and numbers that are finite."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ).redefine(
+        "number",
+        lambda _, value: (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ),
+    )
+    return extend(Draft202012Validator, type_checker=types)(schema)
 
 
 def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
