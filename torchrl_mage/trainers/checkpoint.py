@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -222,8 +223,11 @@ def resuming(path: str | Path) -> str:
         >>> print(resuming("runs/one"), resuming("sweep/env=pendulum,seed=0"))
         resume=runs/one 'resume="sweep/env=pendulum,seed=0"'
     """
-    plain = re.fullmatch(r"[\w./:-]+", str(path))
-    return f"resume={path}" if plain else f"'resume=\"{path}\"'"
+    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
+        return f"resume={path}"
+    # Hydra takes a backslash for itself but in front of a quote.
+    quoted = re.sub(r'(\\*)"', r'\1\1\\"', str(path))
+    return shlex.quote(f'resume="{quoted}"')
 
 
 def checkpoints(path: str | Path) -> list[Path]:

@@ -99,13 +99,12 @@ class Run:
         self._log_interval, self._eval_interval = log_interval, eval_interval
         self._eval_episodes, self._checkpoint_interval = eval_episodes, checkpoint_interval
         self._seed, self._discount, self._logger, self._show = seed, discount, logger, show
-        self._on_divergence, self._scaled = on_divergence, scaled
-        self._divergence_limit = divergence_limit
-        self._register = Register()
+        self._on_divergence, self._divergence_limit = on_divergence, divergence_limit
+        self._scaled = scaled
+        self._register, self._stack = Register(), ExitStack()
         self._episode_return, self._largest_reward = 0.0, 0.0
         self._reset_at, self._resets, self._best = -1, 0, float("-inf")
         self._stop_requested = False
-        self._stack = ExitStack()
 
     evaluation: Evaluation | None
 
@@ -128,8 +127,8 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        saved = checkpoints(self.path)
         self._stack.close()
+        saved = checkpoints(self.path)
         if saved and isinstance(error, Exception) and not isinstance(error, Interrupted):
             self.say(f"{resuming(self.path)} continues from its newest checkpoint, {saved[0].name}")
 
@@ -289,6 +288,7 @@ class Run:
     def _finish(self, evaluation: Evaluation) -> None:
         """Saves the final networks, whose file marks the run's end, and prints the last line."""
         self._save_networks(NETWORKS)
+        self._metrics.close()  # the bar stands above the last line
         self.say(f"final evaluation return: {evaluation}")
 
     # ------------------------------------------------------------------ divergence
