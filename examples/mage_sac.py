@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from run import film, report_model, script
+from run import critic_clip, film, report_model, script
 
 import torch
 from omegaconf import DictConfig
@@ -60,7 +60,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         "loss_qvalue",
         in_graph(loss.value_loss),
         radam(loss.qvalue_network_params.parameters(), lr=cfg.critic.lr),
-        clip=cfg.critic.grad_clip or 10 * cfg.loss.lmbda or 0.5,
+        clip=critic_clip(cfg),
         targets=[NetworkSoftUpdate(loss, "qvalue_network", tau=cfg.policy.tau)],
     )
     update_actor = Minimizer(

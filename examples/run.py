@@ -207,6 +207,15 @@ def fixed_actor(cfg: DictConfig) -> None:
         )
 
 
+def critic_clip(cfg: DictConfig) -> float:
+    """Bound of the critics' gradient elements: the authors' 5 in the scale of our loss.
+
+    Theirs is ours divided by 2 lambda and averaged over two critics; at lambda 0 (appendix B.1) the
+    bound is that of the full version's lambda of 0.05.
+    """
+    return cfg.critic.grad_clip or 10 * cfg.loss.lmbda or 0.5
+
+
 def film(cfg: DictConfig, run: Run, task: Task, policy: Any) -> None:
     """Films an episode of the final policy, where ``video`` asks for it."""
     if cfg.video:

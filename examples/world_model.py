@@ -99,36 +99,32 @@ class LearnedWorldModel:
             run.say(f"learned beside the dynamics: {', '.join(self.heads)}")
         scaler = {} if self.scaler is None else {"reward_scaler": self.scaler}
         run.holds(world_model=self.dynamics, **self.heads, **scaler)
-        losses: dict[str, tuple[Any, Any, DictConfig]] = {}
-        nll = GaussianEnsembleLoss(self.dynamics).nll
+        nll = GaussianEnsembleLoss(self.dynamics)
         # The small batches of the first fits are not worth a compilation.
-        graph = in_graph(nll, batch_size=self._cfg.batch_size)
-        losses["world_model"] = (self.dynamics, graph, self._cfg)
-        for name, head in self.heads.items():
-            assert self._head_cfg is not None
-            losses[name] = (head, TransitionLoss(head).error, self._head_cfg)
-        self._fitted = [
-            (
-                model,
-                Minimizer(
-                    run,
-                    f"loss_{name}",
-                    loss,
-                    radam(
-                        model.parameters(),
-                        lr=cfg.lr,
-                        weight_decay=cfg.weight_decay,
-                        decoupled_weight_decay=True,
-                    ),
-                    clip=cfg.grad_clip,
-                    # Millions of parameters, read once; RAdam's step has a graph break by design.
-                    graph=partial(in_graph, fullgraph=False)
-                    if model is self.dynamics
-                    else lambda step: step,
-                ),
-            )
-            for name, (model, loss, cfg) in losses.items()
+        fitted: list[tuple[Any, Any, Any, DictConfig]] = [
+            (self.dynamics, nll, in_graph(nll.nll, batch_size=self._cfg.batch_size), self._cfg)
         ]
+        for head in self.heads.values():
+            assert self._head_cfg is not None
+            error = TransitionLoss(head)
+            fitted.append((head, error, error.error, self._head_cfg))
+        self._fitted = []
+        for model, loss, function, cfg in fitted:
+            minimize = Minimizer(
+                run,
+                getattr(loss, "name", "loss_world_model"),
+                function,
+                radam(
+                    model.parameters(),
+                    lr=cfg.lr,
+                    weight_decay=cfg.weight_decay,
+                    decoupled_weight_decay=True,
+                ),
+                clip=cfg.grad_clip,
+                # Millions of parameters, read once; RAdam's step has a graph break by design.
+                **({"graph": partial(in_graph, fullgraph=False)} if loss is nll else {}),
+            )
+            self._fitted.append((model, minimize, loss.in_keys))
         return self
 
     def observe(self, transition: TensorDictBase) -> None:
@@ -157,11 +153,11 @@ class LearnedWorldModel:
 
     def fit(self, data: TensorDictBase) -> None:
         """Fits all that is learned to all transitions, of which ``fit_interval`` are new."""
-        for model, minimize in self._fitted:
+        for model, minimize, keys in self._fitted:
             fit(
                 model,
                 minimize,
-                data,
+                data.select(*keys),
                 new=self._cfg.fit_interval,
                 batch_size=self._cfg.batch_size,
                 min_batches=self._cfg.fit_batches,
