@@ -95,7 +95,8 @@ def read_states(
     """
     state = TensorDict()
     for key in keys:
-        state.set(key, read_entry(tensordict, key, "the networks read"))
+        reader = "the networks read" if key in network_keys else "the world model reads"
+        state.set(key, read_entry(tensordict, key, reader))
     for key in network_keys:
         check_dtype(key, state.get(key), dtype, "the networks")
     # A keyword call brings no batch size: all that the entries share but their last dimension.
