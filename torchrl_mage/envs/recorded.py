@@ -83,7 +83,8 @@ class RecordedEnv(gymnasium.Wrapper):
 
         Raises:
             ReplayError: it cannot be replayed, or ended elsewhere. The environment is left at some
-                step, its generator as it was when the episode was read.
+                step, its generator as it was when the episode was read; so it is when the
+                environment raises an :class:`~torchrl_mage.envs.EnvironmentFault`.
             ValueError: the episode is another environment's.
         """
         if episode["name"] != self._name():
@@ -92,7 +93,7 @@ class RecordedEnv(gymnasium.Wrapper):
             )
         try:
             self._replay(episode, time.monotonic() + seconds, seconds)
-        except ReplayError:
+        except RuntimeError:  # the environment's own too
             self._set_generator(episode["generator"])
             raise
 
@@ -136,16 +137,17 @@ class RecordedEnv(gymnasium.Wrapper):
 
     def _own_generators(self) -> Iterator[str]:
         """Names of generators that a replay would not set, in attributes and theirs."""
+        known = self.unwrapped.np_random
         for layer in self._layers():
             for name, value in vars(layer).items():
                 if name == "_np_random" or isinstance(value, (gymnasium.Env, gymnasium.Space)):
                     continue
                 inner = vars(value).values() if hasattr(value, "__dict__") else ()
-                if any(isinstance(x, GENERATORS) for x in (value, *inner)):
+                if any(isinstance(x, GENERATORS) and x is not known for x in (value, *inner)):
                     yield f"{type(layer).__name__}.{name}"
 
     def _generator(self) -> Any:
-        """The state of gymnasium's generator, its integers of 128 bits as text."""
+        """The state of gymnasium's generator, its integers as text: some have 128 bits."""
         generator = self.unwrapped.np_random
         if not isinstance(generator, np.random.Generator):
             return None
@@ -160,13 +162,13 @@ def _encode(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _encode(value) for key, value in state.items()}
     if isinstance(state, np.ndarray):
-        return torch.from_numpy(state.astype(np.int64))
+        return [str(number) for number in state]
     return str(state) if isinstance(state, int) else state
 
 
 def _decode(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _decode(value) for key, value in state.items()}
-    if isinstance(state, torch.Tensor):
-        return state.numpy().astype(np.uint64)
+    if isinstance(state, list):
+        return np.array(state, np.uint64)
     return int(state) if state.lstrip("-").isdigit() else state

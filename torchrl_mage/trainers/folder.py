@@ -103,6 +103,7 @@ def open_run(
         CheckpointError: there is nothing to continue in ``path``, it is another script's (setting
             ``script``) or has another value of a key that was set, a new run would start over
             another, or its folder cannot be written.
+        RunInUseError: a new run would start where another process trains.
     """
     import yaml  # of the extra "examples"
 
@@ -151,7 +152,8 @@ def open_run(
         return saved, path
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+        with RunLock(path):  # a run that is trained may have no checkpoint yet
+            (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
     except OSError as error:
         raise CheckpointError(
             f"the run folder {path} cannot be written: {error}. Choose another with "
