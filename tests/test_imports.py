@@ -14,7 +14,7 @@ ALLOWED = {  # of the package's own rooms, by room
     "functional.py": set(),
     "modules": {"functional", "modules"},
     "envs": {"modules", "envs"},
-    "objectives": {"functional", "modules", "objectives"},
+    "objectives": {"functional", "modules", "diagnostics", "objectives"},
     "trainers": {"trainers"},
     "diagnostics.py": {"functional", "modules"},
     "loading.py": {"envs", "modules"},

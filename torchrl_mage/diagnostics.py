@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torchrl.envs.utils import step_mdp
 
+from torchrl_mage import functional
 from torchrl_mage.functional import gaussian_nll, mixture_moments
 from torchrl_mage.modules import GaussianEnsembleWorldModel
 
@@ -71,6 +73,62 @@ def policy_gradient_bound(
     lipschitz = torch.linalg.matrix_norm(torch.cat(columns, -1), 2).max()
     error = torch.linalg.vector_norm(action_gradient_error, dim=-1)
     return lipschitz / (1 - gamma) * (weight * error).sum() / weight.sum()
+
+
+def target_gradient_paths(loss: Any, tensordict: TensorDictBase) -> dict[str, Tensor]:
+    """The action-gradient of a loss's target, split into its paths (arXiv:2004.14309, Eq. 13).
+
+    With ``horizon`` above 1, ``Q(s', a')`` is the return of the steps that are left. The paths are
+    made of the very transition, choice and value of which the loss makes its target, so that those
+    of a subclass are its own.
+
+    Args:
+        loss: a :class:`~torchrl_mage.MAGELoss` or another of the agent losses.
+        tensordict: states ``[*B]``, as the loss reads them; left as it is.
+
+    Returns:
+        ``reward_path``, ``next_state_path`` and ``next_action_path``, each ``[*B, A]``; their sum
+        is the gradient of the target that ``loss.value_loss`` draws from the same generator.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> from torchrl_mage import MAGELoss, OraclePendulum
+        >>> from torchrl_mage.modules import critic, deterministic_actor
+        >>> actor = deterministic_actor(3, Bounded(-1, 1, (1,)), [8], in_key="observation")
+        >>> critics = [critic(3, 1, [8], in_key="observation") for _ in range(2)]
+        >>> loss = MAGELoss(
+        ...     actor, critics, OraclePendulum(), bounds=(-1.0, 1.0),
+        ...     delay_actor=False, delay_qvalue=False,
+        ... )
+        >>> _ = loss.make_value_estimator(gamma=0.99)
+        >>> states = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]] * 5), batch_size=[5])
+        >>> target_gradient_paths(loss, states)["reward_path"].shape
+        torch.Size([5, 1])
+    """
+    state = loss._states(tensordict)
+    estimator, actor_params, _ = constants = loss._constants()
+    goes_on = "_goes_on"  # by which share an episode continues
+
+    def transition(action: Tensor) -> tuple[TensorDictBase, Tensor]:
+        next_state, reward, _, share = loss._imagine(state, action)
+        return next_state.set(goes_on, 1 - share), reward.squeeze(-1)
+
+    def next_value(next_state: TensorDictBase, chosen: TensorDictBase) -> Tensor:
+        value = loss._next_value(next_state, chosen, loss.horizon - 1, *constants)
+        return (value * next_state.get(goes_on)).squeeze(-1)
+
+    with torch.no_grad():
+        action = loss._act(state, loss.actor_network_params)
+    paths = functional.target_gradient_paths(
+        transition,
+        lambda next_state: loss._chosen(next_state, actor_params, last=loss.horizon == 1),
+        next_value,
+        action,
+        gamma=estimator.gamma,
+    )
+    loss._forget(tensordict)
+    return dict(zip(("reward_path", "next_state_path", "next_action_path"), paths, strict=True))
 
 
 @torch.enable_grad()

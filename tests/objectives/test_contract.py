@@ -377,3 +377,32 @@ def test_one_graph(name):
             losses.append((loss, metadata, gradients))
         assert len(losses[0][2]) >= 2
         torch.testing.assert_close(*losses)
+
+
+class Dearer(MAGELoss):
+    """A loss with another target: rewards count twice, and the critics' value half."""
+
+    def _imagine(self, state, action):
+        next_state, reward, terminated, share = super()._imagine(state, action)
+        return next_state, 2 * reward, terminated, share
+
+    def _next_value(self, *args):
+        return 0.5 * super()._next_value(*args)
+
+
+CASES["another target"] = (Dearer, {"horizon": 2})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_paths_of_the_targets_gradient_add_up_to_it(name):
+    """Eq. 13, of a subclass's own target too: both come from one transition, choice and value."""
+    case = Case(name)
+    loss, states = case.loss, case.td()
+    torch.manual_seed(2)
+    paths = loss.target_gradient_paths(states)
+    torch.manual_seed(2)
+    state, constants = loss._states(states), loss._constants()
+    action = loss._act(state, loss.actor_network_params).detach().requires_grad_()
+    target, _ = loss._target(state, action, *constants)
+    (gradient,) = torch.autograd.grad(target.sum(), action)
+    torch.testing.assert_close(sum(paths.values()), gradient)

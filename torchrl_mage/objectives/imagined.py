@@ -15,7 +15,7 @@ from torchrl.data import TensorSpec
 from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_mage.functional import target_gradient_paths
+from torchrl_mage.diagnostics import target_gradient_paths
 from torchrl_mage.objectives.arguments import check_positive_count
 from torchrl_mage.objectives.contract import check_weights, ended, imagine
 from torchrl_mage.objectives.door import LossWithDoor
@@ -274,36 +274,8 @@ class ImaginedTD3Loss(LossWithDoor):
         return TensorDict({ACTION: action}, batch_size=state.batch_size)
 
     def target_gradient_paths(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        """The target's action-gradient split into its paths (Eq. 13), a diagnostic.
-
-        With ``horizon`` above 1, ``Q(s', a')`` is the return of the steps that are left.
-
-        Returns:
-            ``reward_path``, ``next_state_path`` and ``next_action_path``, each ``[*B, A]``; their
-            sum is the gradient of the target that :meth:`value_loss` draws.
-        """
-        state = self._states(tensordict)
-        estimator, actor_params, _ = constants = self._constants()
-        goes_on = "_goes_on"  # by which share an episode continues
-
-        def transition(action: Tensor) -> tuple[TensorDictBase, Tensor]:
-            next_state, reward, _, share = self._imagine(state, action)
-            return next_state.set(goes_on, 1 - share), reward.squeeze(-1)
-
-        with torch.no_grad():
-            action = self._act(state, self.actor_network_params)
-        paths = target_gradient_paths(
-            transition,
-            lambda next_state: self._chosen(next_state, actor_params, last=self.horizon == 1),
-            lambda next_state, chosen: (
-                self._next_value(next_state, chosen, self.horizon - 1, *constants)
-                * next_state.get(goes_on)
-            ).squeeze(-1),
-            action,
-            gamma=estimator.gamma,
-        )
-        self._forget(tensordict)
-        return dict(zip(("reward_path", "next_state_path", "next_action_path"), paths, strict=True))
+        """Eq. 13's split of the target's action-gradient; see :mod:`torchrl_mage.diagnostics`."""
+        return target_gradient_paths(self, tensordict)
 
     # ------------------------------------------------------------------ actor and critics
 
