@@ -130,13 +130,20 @@ def test_a_world_model_that_is_forgotten_is_named(tmp_path):
             next(agent.steps())
 
 
-def test_a_name_is_held_once(tmp_path):
+def test_a_name_is_held_once_and_in_time(tmp_path):
     with make_run(tmp_path) as run:
         agent = Agent(run)
         with pytest.raises(ValueError, match=r"holds \['actor'\] already"):
             run.holds(actor=agent.actor)
         with pytest.raises(ValueError, match=r"holds \['loss_qvalue'\] already"):
             Minimizer(run, "loss_qvalue", agent.loss.value_loss, agent.descend._optimizer)
+        with pytest.raises(ValueError, match=r"holds \['metrics'\] already"):
+            run.holds(metrics=nn.Linear(1, 1))
+        next(agent.steps())
+        with pytest.raises(
+            ValueError, match=r"the run has begun: hold \['late'\] before its first"
+        ):
+            run.holds(late=nn.Linear(1, 1))
 
 
 def test_the_lock_comes_before_anything_is_written(tmp_path):
@@ -203,14 +210,15 @@ def test_resets_that_repeat_step_after_step_stop_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "a b", "ünï", "it's", "x=1,y", 'quo"te', "back\\slash", 'b\\"q', "(a)", "{b}", "#c"],
+    ["plain", "a b", "ünï", "it's", "x=1,y", 'quo"te', "back\\slash", "end\\", "1e3", "(a)"],
 )
 def test_a_printed_hint_may_be_pasted(name):
     """Through a shell and Hydra's parser it is the folder again."""
-    (argument,) = shlex.split(resuming(f"runs/{name}"))
-    override = OverridesParser.create().parse_override(argument)
-    assert override.key_or_group == "resume"
-    assert override.value() == f"runs/{name}"
+    for path in (f"runs/{name}", name):
+        (argument,) = shlex.split(resuming(path))
+        override = OverridesParser.create().parse_override(argument)
+        assert override.key_or_group == "resume"
+        assert override.value() == path
 
 
 def test_checkpoints_of_another_trainer_are_refused(tmp_path):

@@ -223,11 +223,12 @@ def resuming(path: str | Path) -> str:
         >>> print(resuming("runs/one"), resuming("sweep/env=pendulum,seed=0"))
         resume=runs/one 'resume="sweep/env=pendulum,seed=0"'
     """
-    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
-        return f"resume={path}"
-    # Hydra takes a backslash for itself but in front of a quote.
-    quoted = re.sub(r'(\\*)"', r'\1\1\\"', str(path))
-    return shlex.quote(f'resume="{quoted}"')
+    value = str(path)
+    if not re.fullmatch(r"[\w./:-]*/[\w./:-]*", value, re.ASCII):  # 1e3 would be a number
+        # In Hydra's quotes a backslash counts only before a quote, the closing one included.
+        value = re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + (m[2] and '\\"'), value)
+        value = f'"{value}"'
+    return shlex.quote(f"resume={value}")
 
 
 def checkpoints(path: str | Path) -> list[Path]:

@@ -8,6 +8,8 @@ from torchrl.objectives.common import LossModule
 from torchrl_mage.trainers.checkpoint import Stateful
 from torchrl_mage.trainers.optimisation import Minimizer
 
+RESERVED = {"collector", "metrics", "run", "random"}  # what a checkpoint has besides
+
 
 class Register:
     """The parts of a run: losses, networks, minimizers, and whatever else has a state.
@@ -27,14 +29,20 @@ class Register:
 
     def __init__(self) -> None:
         self._parts: dict[str, Stateful] = {}
+        self._closed = False
 
     def add(self, **parts: Stateful) -> None:
         """Takes parts in.
 
         Raises:
-            ValueError: a name is taken.
+            ValueError: a name is taken, or the run has begun.
         """
-        if taken := set(parts) & set(self._parts):
+        if self._closed:
+            raise ValueError(
+                f"the run has begun: hold {sorted(parts)} before its first step, or its "
+                "checkpoints would not have them."
+            )
+        if taken := set(parts) & (set(self._parts) | RESERVED):
             raise ValueError(f"the run holds {sorted(taken)} already; give each part its own name.")
         self._parts |= parts
 
@@ -45,7 +53,9 @@ class Register:
 
     @property
     def agents_minimizers(self) -> list[Minimizer]:
-        """Those that train the losses' own parameters."""
+        """Those that train the losses' own parameters; all, where no loss is held."""
+        if not self._losses:
+            return self.minimizers
         own = {id(parameter) for loss in self._losses for parameter in loss.parameters()}
         return [m for m in self.minimizers if own.issuperset(map(id, m.parameters))]
 
@@ -92,6 +102,11 @@ class Register:
                         f"({sorted(self._parts)}): register its module with run.holds(NAME=...), "
                         "or a resumed run would forget it."
                     )
+
+    def close(self, policy: nn.Module) -> None:
+        """Checks, and takes nothing in from here on: the run begins."""
+        self.check(policy)
+        self._closed = True
 
     def reset_agent(self) -> None:
         """Redraws actor and critics; the model, the data and the statistics stay."""

@@ -205,7 +205,7 @@ class Run:
             DivergenceError: training diverged and is not reset.
             Interrupted: a signal stopped the run.
         """
-        self._register.check(policy)
+        self._register.close(policy)
         self._stack.callback(collector.shutdown)
         self._guard = DivergenceGuard(
             {minimizer.name: minimizer.parameters for minimizer in self._register.minimizers},
