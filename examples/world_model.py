@@ -89,12 +89,7 @@ class LearnedWorldModel:
         return kind(obs_dim, action_dim, num_cells=self._head_cfg.num_cells, device=device)
 
     def held_by(self, run: Run, in_graph: Callable[..., Any]) -> LearnedWorldModel:
-        """Registers what is learned, and makes its minimizers.
-
-        Args:
-            run: holds it from here on.
-            in_graph: compiles a function; see :func:`torchrl_mage.trainers.compiled`.
-        """
+        """Has ``run`` hold what is learned; makes its minimizers, which ``in_graph`` compiles."""
         if self.heads:
             run.say(f"learned beside the dynamics: {', '.join(self.heads)}")
         scaler = {} if self.scaler is None else {"reward_scaler": self.scaler}
