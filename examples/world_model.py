@@ -90,6 +90,7 @@ class LearnedWorldModel:
 
     def held_by(self, run: Run, in_graph: Callable[..., Any]) -> LearnedWorldModel:
         """Has ``run`` hold what is learned; makes its minimizers, which ``in_graph`` compiles."""
+        self._run = run
         if self.heads:
             run.say(f"learned beside the dynamics: {', '.join(self.heads)}")
         scaler = {} if self.scaler is None else {"reward_scaler": self.scaler}
@@ -148,13 +149,14 @@ class LearnedWorldModel:
 
     def fit(self, data: TensorDictBase) -> None:
         """Fits all that is learned to all transitions, of which ``fit_interval`` are new."""
-        for model, minimize, keys in self._fitted:
-            fit(
-                model,
-                minimize,
-                data.select(*keys),
-                new=self._cfg.fit_interval,
-                batch_size=self._cfg.batch_size,
-                min_batches=self._cfg.fit_batches,
-                exact=self._cfg.exact_fit_batches,
-            )
+        with self._run.timing("fit"):
+            for model, minimize, keys in self._fitted:
+                fit(
+                    model,
+                    minimize,
+                    data.select(*keys),
+                    new=self._cfg.fit_interval,
+                    batch_size=self._cfg.batch_size,
+                    min_batches=self._cfg.fit_batches,
+                    exact=self._cfg.exact_fit_batches,
+                )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import re
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from omegaconf import OmegaConf
+from tables import rows, untimed
 
 from torchrl_mage import Task, get_task, register_task
 
@@ -54,11 +54,6 @@ def run(launch, capfd):
     return call
 
 
-def rows(path):
-    with (path / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_run_folder(tmp_path, run):
     path = tmp_path / "run"
     result = run(path)
@@ -88,10 +83,7 @@ def test_the_same_seed_repeats_and_another_does_not(tmp_path, run):
     tables = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run(tmp_path / name, f"seed={seed}", "env=cartpole")
-        table = rows(tmp_path / name)
-        for row in table:
-            del row["wall_time"]
-        tables.append(table)
+        tables.append(untimed(tmp_path / name))
     assert tables[0] == tables[1]
     assert tables[0] != tables[2]
     states = [torch.load(tmp_path / name / "networks.pt") for name in ("a", "b")]
@@ -168,7 +160,10 @@ def test_the_same_seed_repeats_compiled(tmp_path, run):
     for name in ("a", "b"):
         run(tmp_path / name, "compile=true")
     a, b = (
-        [{k: v for k, v in row.items() if k != "wall_time"} for row in rows(tmp_path / name)]
+        [
+            {k: v for k, v in row.items() if not k.startswith("wall_time")}
+            for row in rows(tmp_path / name)
+        ]
         for name in ("a", "b")
     )
     assert a == b

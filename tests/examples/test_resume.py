@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import random
@@ -15,6 +14,7 @@ import time
 import pytest
 import torch
 from examples.test_mage_td3 import SCRIPT, TINY
+from tables import untimed
 
 from torchrl_mage.trainers import EXIT_INTERRUPTED
 
@@ -44,11 +44,14 @@ def finished(process):
 
 def outcome(path):
     with (path / "metrics.csv").open() as file:
-        rows = [{k: v for k, v in row.items() if k != "wall_time"} for row in csv.DictReader(file)]
+        rows = [
+            {k: v for k, v in row.items() if not k.startswith("wall_time")}
+            for row in csv.DictReader(file)
+        ]
     points = {
         str(file.relative_to(path)): file.read_text() for file in (path / "logs").rglob("*.csv")
     }
-    return rows, points, torch.load(path / "networks.pt", weights_only=True)
+    return untimed(path), points, torch.load(path / "networks.pt", weights_only=True)
 
 
 def wait_for_a_checkpoint(path, process):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 
 import gymnasium
 import numpy as np
@@ -192,6 +193,7 @@ def test_metrics_write_rows_curve_and_scalars(tmp_path):
         "eval_return_std",
         "wall_time",
         "loss",
+        "wall_time_rest",
         "other",
     ]
     assert (rows[0]["step"], rows[0]["eval_return_mean"], rows[0]["eval_return_std"]) == (
@@ -205,6 +207,30 @@ def test_metrics_write_rows_curve_and_scalars(tmp_path):
     assert (tmp_path / "learning_curve.png").read_bytes()[1:4] == b"PNG"
     points = (tmp_path / "logs" / "scalars" / "train" / "loss.csv").read_text().split()
     assert points == ["5,1.0", "10,3.0"]
+
+
+def test_the_parts_of_the_time_add_up_to_it_and_go_on_after_a_resume(tmp_path):
+    run = Metrics(tmp_path, total_steps=2, title="test")
+    with run.timing("updates"):
+        time.sleep(0.02)
+        with run.timing("fit"):
+            time.sleep(0.05)
+    before = run.seconds()
+    assert 0.02 <= before["updates"] < 0.05 <= before["fit"], "the inner part is not the outer's"
+    state = run.state_dict()
+    run.close()
+
+    resumed = Metrics(tmp_path, total_steps=2, title="test")
+    time.sleep(0.02)  # before the checkpoint is read: the interruption is no one's time
+    resumed.load_state_dict(state)
+    resumed.evaluated(1, Evaluation(torch.ones(1), torch.ones(1)))
+    resumed.close()
+    with (tmp_path / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    parts = {k: float(v) for k, v in row.items() if k.startswith("wall_time_")}
+    assert parts["wall_time_fit"] == pytest.approx(before["fit"], abs=2e-3)
+    assert sum(parts.values()) == pytest.approx(float(row["wall_time"]), abs=2e-3)
+    assert parts["wall_time_rest"] < state["seconds"]["rest"] + 0.02
 
 
 def test_a_metric_may_not_take_an_evaluations_column(tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchrl.record.loggers import get_logger
 from torchrl.record.loggers.common import Logger
 
 from torchrl_mage.trainers.evaluation import Evaluation
+from torchrl_mage.trainers.stopwatch import Stopwatch
 
 EVALUATION_COLUMNS = ("step", "eval_return_mean", "eval_return_std", "wall_time")
 
@@ -64,9 +65,10 @@ class Metrics:
     """Means of what was reported, between two points of the logger and two evaluations.
 
     ``metrics.csv`` gets one row an evaluation: :data:`EVALUATION_COLUMNS` (steps, undiscounted
-    return, seconds since the start), then a column for each metric that was ever reported, in the
-    order in which they came: its mean since the row before, empty where there was none. Writes into
-    the folder from the moment it is made: whoever makes it holds the folder's lock.
+    return, seconds since the start), then in the order in which they came the seconds since the
+    start of each part of the run (:meth:`timing`) and a column for each metric that was ever
+    reported: its mean since the row before, empty where there was none. Writes into the folder from
+    the moment it is made: whoever makes it holds the folder's lock.
 
     Args:
         path: the run's folder.
@@ -84,8 +86,10 @@ class Metrics:
         ...     metrics.evaluated(10, Evaluation(torch.ones(2), torch.ones(2)))
         ...     metrics.close()
         ...     text = (Path(path) / "metrics.csv").read_text().split()
-        >>> text[0], text[1][-3:]
-        ('step,eval_return_mean,eval_return_std,wall_time,loss', '0.5')
+        >>> text[0]
+        'step,eval_return_mean,eval_return_std,wall_time,loss,wall_time_rest'
+        >>> text[1].split(",")[4]
+        '0.5'
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Metrics:
         self._since_point, self._since_row = RunningMeans(), RunningMeans()
         self._rows: list[dict[str, Any]] = []
         self._columns: dict[str, None] = {}  # an ordered set
-        self._start = time.monotonic()
+        self._watch = Stopwatch()
         self._bar = tqdm(total=total_steps, desc=title, unit="step", dynamic_ncols=True)
         self._shown: dict[str, str] = {}
 
@@ -119,6 +123,14 @@ class Metrics:
     def stepped(self, steps: int = 1) -> None:
         """Moves the progress bar on."""
         self._bar.update(steps)
+
+    def timing(self, part: str) -> AbstractContextManager[None]:
+        """What is done within counts as ``part``'s seconds."""
+        return self._watch.part(part)
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds since the start, by part."""
+        return self._watch.seconds()
 
     def report(self, **values: Tensor) -> None:
         """Takes in the mean of each metric, a tensor of any shape, without waiting for the device.
@@ -148,11 +160,14 @@ class Metrics:
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Adds a row to ``metrics.csv`` and draws the curve anew."""
-        seconds = round(time.monotonic() - self._start, 3)
+        seconds = self._watch.seconds()
+        total = round(sum(seconds.values()), 3)
         row = dict(
-            zip(EVALUATION_COLUMNS, (step, evaluation.mean, evaluation.std, seconds), strict=True)
+            zip(EVALUATION_COLUMNS, (step, evaluation.mean, evaluation.std, total), strict=True)
         )
-        self._rows.append(row | self._since_row.pop())
+        parts = {f"wall_time_{part}": round(spent, 3) for part, spent in seconds.items()}
+        self._columns |= dict.fromkeys(parts)
+        self._rows.append(row | parts | self._since_row.pop())
         self._write()
         if self._logger is not None:
             self._logger.log_scalar("eval/return_mean", evaluation.mean, step=step)
@@ -167,7 +182,7 @@ class Metrics:
             "columns": list(self._columns),
             "since_point": self._since_point.state_dict(),
             "since_row": self._since_row.state_dict(),
-            "seconds": time.monotonic() - self._start,
+            "seconds": self._watch.seconds(),
             "steps": self._bar.n,
         }
 
@@ -177,7 +192,7 @@ class Metrics:
         self._columns = dict.fromkeys(state["columns"])
         self._since_point.load_state_dict(state["since_point"])
         self._since_row.load_state_dict(state["since_row"])
-        self._start = time.monotonic() - state["seconds"]
+        self._watch.load(state["seconds"])
         self._bar.n = self._bar.initial = state["steps"]
         self._write()
         for file in self._path.glob("logs/scalars/**/*.csv"):

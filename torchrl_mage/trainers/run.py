@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -172,6 +172,10 @@ class Run:
         """Looks at the mean of each quantity at the end of the step."""
         self._guard.watch(states, **values)
 
+    def timing(self, part: str) -> AbstractContextManager[None]:
+        """What is done within counts as ``part``'s seconds in ``metrics.csv``."""
+        return self._metrics.timing(part)
+
     # ------------------------------------------------------------------ its steps
 
     def steps(
@@ -227,7 +231,7 @@ class Run:
             self.say(f"resumed {self.path} at step {self.step}")
             self._episode_return *= not position.new_episode
         assess = partial(self._assess, policy, eval_env, diagnose)
-        for batch in collector:
+        for batch in self._timed(collector, "environment"):
             transition = batch.select(*TRANSITION)
             self.step += transition.numel()
             step, last = self.step, self.step == self.total_steps
@@ -235,11 +239,13 @@ class Run:
             check_finite(transition, step=step, source=f"environment {environment}")
             reward = batch["next", "reward"].item()
             self._largest_reward = max(self._largest_reward, abs(reward))
-            yield step, transition
+            with self.timing("updates"):
+                yield step, transition
             self._end_step(transition)
             self._tell(step, reward, ended=batch["next", "done"].item())
             if step % self._eval_interval == 0 or last:
-                self.evaluation = assess(step)
+                with self.timing("evaluation"):
+                    self.evaluation = assess(step)
                 self._metrics.evaluated(step, self.evaluation)
                 if self.evaluation.mean > self._best:
                     self._best = self.evaluation.mean
@@ -256,6 +262,16 @@ class Run:
         # A run that is resumed at its end has no step left to evaluate after.
         self.evaluation = self.evaluation or assess(self.step)
         self._finish(self.evaluation)
+
+    def _timed(self, batches: Iterable[TensorDictBase], part: str) -> Iterator[TensorDictBase]:
+        """Waits for each batch in ``part``'s time."""
+        waiting = iter(batches)
+        while True:
+            with self.timing(part):
+                batch = next(waiting, None)
+            if batch is None:
+                return
+            yield batch
 
     def _assess(
         self,
@@ -286,9 +302,13 @@ class Run:
         scratch.rename(self.path / name)
 
     def _finish(self, evaluation: Evaluation) -> None:
-        """Saves the final networks, whose file marks the run's end, and prints the last line."""
+        """Saves the final networks, whose file marks the run's end, and prints the last lines."""
         self._save_networks(NETWORKS)
-        self._metrics.close()  # the bar stands above the last line
+        self._metrics.close()  # the bar stands above the last lines
+        seconds = self._metrics.seconds()
+        parts = sorted(seconds.items(), key=lambda part: -part[1])
+        said = ", ".join(f"{part} {spent:.0f}" for part, spent in parts)
+        self.say(f"seconds: {sum(seconds.values()):.0f} ({said})")
         self.say(f"final evaluation return: {evaluation}")
 
     # ------------------------------------------------------------------ divergence
