@@ -43,11 +43,6 @@ def finished(process):
 
 
 def outcome(path):
-    with (path / "metrics.csv").open() as file:
-        rows = [
-            {k: v for k, v in row.items() if not k.startswith("wall_time")}
-            for row in csv.DictReader(file)
-        ]
     points = {
         str(file.relative_to(path)): file.read_text() for file in (path / "logs").rglob("*.csv")
     }
