@@ -4,6 +4,7 @@ from torchrl_mage import diagnostics
 from torchrl_mage.envs import ModelBasedEnv, OraclePendulum, Task, get_task, register_task
 from torchrl_mage.loading import LoadedRun, LoadError, load_run
 from torchrl_mage.modules import (
+    CategoricalWorldModel,
     GaussianEnsembleWorldModel,
     Normalizer,
     RewardModel,
@@ -11,6 +12,7 @@ from torchrl_mage.modules import (
     TerminationModel,
 )
 from torchrl_mage.objectives import (
+    CategoricalEnsembleLoss,
     GaussianEnsembleLoss,
     MAGELoss,
     MAGESACLoss,
@@ -19,6 +21,8 @@ from torchrl_mage.objectives import (
 )
 
 __all__ = [
+    "CategoricalEnsembleLoss",
+    "CategoricalWorldModel",
     "GaussianEnsembleLoss",
     "GaussianEnsembleWorldModel",
     "LoadError",

@@ -1,7 +1,7 @@
 """The mathematics of MAGE (arXiv:2004.14309) on plain tensors.
 
 Shape suffixes: ``E`` ensemble members, ``B`` batch elements (any number of dimensions), ``D``
-observation features, ``A`` action features, ``C`` critics.
+observation features, ``A`` action features, ``C`` critics, ``K`` categories.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gumbel_softmax
 from torchrl.objectives.utils import distance_loss
 
 Aux = TypeVar("Aux")
@@ -72,6 +73,30 @@ def mixture_moments(mean_EBD: Tensor, var_EBD: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean_BD = mean_EBD.mean(0)
     return mean_BD, (var_EBD + (mean_EBD - mean_BD).square()).mean(0)
+
+
+def straight_through_one_hot(logits: Tensor, temperature: float) -> Tensor:
+    r"""Draws from a categorical variable, exactly, with the gradient of the relaxed draw.
+
+    .. math:: \text{onehot} \arg\max_k y_k, \qquad y = \text{softmax}((\ell + g) / \tau)
+
+    with Gumbel noise ``g``: the straight-through estimator of arXiv:1611.01144 on the concrete
+    distribution that appendix C names for discrete states.
+
+    Args:
+        logits: unnormalised log-probabilities, ``[*B, K]``.
+        temperature: :math:`\tau`, above 0. A lower one has less bias and more variance.
+
+    Returns:
+        ``[*B, K]``, exactly one-hot; its derivative is that of ``y``.
+
+    Example:
+        >>> straight_through_one_hot(torch.tensor([-100.0, 100.0]), 1.0)
+        tensor([0., 1.])
+    """
+    soft = gumbel_softmax(logits, tau=temperature)
+    hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return hard + (soft - soft.detach())  # in this order no rounding is left in the value
 
 
 def balanced_slots(

@@ -272,7 +272,7 @@ def test_bad_input_is_named():
     base = get_task("Pendulum-v1").make_env()
     with pytest.raises(ValueError, match="propagation must be one of .* got 'ts1'"):
         ModelBasedEnv(OraclePendulum(), base, propagation="ts1")
-    with pytest.raises(ValueError, match="needs one GaussianEnsembleWorldModel.*found 0"):
+    with pytest.raises(ValueError, match="needs one ensemble in the world model.*found 0"):
         ModelBasedEnv(OraclePendulum(), base, propagation="trajectory")
     unpaid = TensorDictModule(
         lambda s, a: s + a, ["observation", "action"], [("next", "observation")]

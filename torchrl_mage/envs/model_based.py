@@ -11,7 +11,7 @@ from tensordict.utils import NestedKey, expand_as_right, unravel_key
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ModelBasedEnvBase
 
-from torchrl_mage.modules import GaussianEnsembleWorldModel
+from torchrl_mage.modules import EnsembleWorldModel
 
 Propagation = Literal["step", "trajectory"]
 
@@ -162,15 +162,15 @@ class ModelBasedEnv(ModelBasedEnvBase):
             sizes = [
                 module.ensemble_size
                 for module in self.world_model.modules()
-                if isinstance(module, GaussianEnsembleWorldModel)
+                if isinstance(module, EnsembleWorldModel)
             ]
             if len(sizes) != 1:
                 raise ValueError(
-                    "propagation='trajectory' needs one GaussianEnsembleWorldModel in the world "
-                    f"model, found {len(sizes)}; use propagation='step'."
+                    "propagation='trajectory' needs one ensemble in the world model, such as a "
+                    f"GaussianEnsembleWorldModel, found {len(sizes)}; use propagation='step'."
                 )
             self._ensemble_size = sizes[0]
-            observations[GaussianEnsembleWorldModel.member_key] = Categorical(
+            observations[EnsembleWorldModel.member_key] = Categorical(
                 self._ensemble_size, shape=(1,), device=self.device
             )
         self.observation_spec = observations
@@ -183,7 +183,7 @@ class ModelBasedEnv(ModelBasedEnvBase):
     @property
     def _kept_keys(self) -> list[NestedKey]:
         """What a step hands on unchanged."""
-        return [GaussianEnsembleWorldModel.member_key] if self.propagation == "trajectory" else []
+        return [EnsembleWorldModel.member_key] if self.propagation == "trajectory" else []
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         for key in self._kept_keys:  # a planner starts from states that were never reset here

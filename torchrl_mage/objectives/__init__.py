@@ -1,5 +1,6 @@
 """Losses, target updates, and how the paper fits and optimises."""
 
+from torchrl_mage.objectives.categorical_nll import CategoricalEnsembleLoss
 from torchrl_mage.objectives.ensemble_nll import GaussianEnsembleLoss, fit, member_minibatches
 from torchrl_mage.objectives.mage import MAGELoss
 from torchrl_mage.objectives.mage_sac import MAGESACLoss
@@ -9,6 +10,7 @@ from torchrl_mage.objectives.taylor_td import TaylorTDLoss
 from torchrl_mage.objectives.transition_loss import TransitionLoss
 
 __all__ = [
+    "CategoricalEnsembleLoss",
     "GaussianEnsembleLoss",
     "MAGELoss",
     "MAGESACLoss",

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import dispatch
-from tensordict.utils import NestedKey
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.objectives.common import LossModule
 
 from torchrl_mage.functional import gaussian_nll
 from torchrl_mage.modules.world_model import GaussianEnsembleWorldModel
-from torchrl_mage.objectives.arguments import check_choice
-from torchrl_mage.objectives.contract import check_dtype, read_entry
+from torchrl_mage.objectives.ensemble_loss import EnsembleLoss
 
 
-class GaussianEnsembleLoss(LossModule):
+class GaussianEnsembleLoss(EnsembleLoss):
     r"""Negative log-likelihood of observed transitions under each member of an ensemble.
 
     .. math:: \text{mean}_{e, b, d}\; (\mu_e - t)^2 / \sigma_e^2 + \log \sigma_e^2
@@ -59,109 +54,23 @@ class GaussianEnsembleLoss(LossModule):
         torch.Size([])
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Keys that ``set_keys`` accepts."""
-
-        observation: NestedKey = "observation"
-        action: NestedKey = "action"
-        next_observation: NestedKey = ("next", "observation")
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
+    fits = GaussianEnsembleWorldModel
     out_keys = ["loss_world_model", "mean_squared_error", "log_variance"]  # noqa: RUF012
 
     world_model: GaussianEnsembleWorldModel
-    world_model_params: TensorDictParams
-    target_world_model_params: TensorDictParams
 
-    def __init__(
-        self,
-        world_model: GaussianEnsembleWorldModel,
-        *,
-        per_member: bool = True,
-        reduction: str | None = "mean",
-    ) -> None:
-        super().__init__()
-        check_choice("reduction", reduction, ("mean", "sum", "none", None))
-        if not isinstance(world_model, GaussianEnsembleWorldModel):
-            raise ValueError(
-                "GaussianEnsembleLoss fits a GaussianEnsembleWorldModel, got "
-                f"{type(world_model).__name__}; pass the ensemble alone, not the sequence it is in."
-            )
-        self.convert_to_functional(world_model, "world_model")
-        self.per_member = per_member
-        self.reduction = reduction or "mean"
-        observation, action = world_model.in_keys
-        self.set_keys(
-            observation=observation, action=action, next_observation=world_model.out_keys[0]
-        )
+    def _target(self, observation: Tensor, next_observation: Tensor) -> Tensor:
+        return self.world_model.normalized_difference(observation, next_observation)
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """A model's likelihood has no value estimator."""
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """The keys of a transition."""
-        keys = self.tensor_keys
-        return [keys.observation, keys.action, keys.next_observation]
-
-    @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The loss of the transitions in ``tensordict``."""
-        loss, metadata = self.nll(tensordict)
-        return TensorDict(loss_world_model=loss, **metadata)
-
-    def nll(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its detached diagnostics, for a trainer that wants no tensordict."""
-        observation, action, next_observation = (
-            self._read(tensordict, key) for key in self.in_keys
-        )
+    def _likelihood(
+        self, input_EBI: Tensor, target_EBD: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.world_model
-        batch = observation.shape[:-1]
-        model.check_shapes(observation, action, next_observation)
-        if self.per_member and batch[:1] != (model.ensemble_size,):
-            raise ValueError(
-                f"per_member=True needs one minibatch for each of the {model.ensemble_size} "
-                f"members, shape [{model.ensemble_size}, *batch]; got {list(batch)}. Pass "
-                "per_member=False to train all members on one batch."
-            )
-        if not batch.numel():
-            raise ValueError(f"the tensordict holds no transitions (batch size {list(batch)}).")
-        # By the model's own statistics: it may have been moved, which replaces buffers, since.
-        input_ = model.normalized_input(observation, action)
-        target = model.normalized_difference(observation, next_observation)
-        if not self.per_member:
-            input_, target = (x.expand(model.ensemble_size, *x.shape) for x in (input_, target))
-        rows = batch[1:].numel() if self.per_member else batch.numel()
-        with self.world_model_params.to_module(model, preserve_module_state=False):
-            gaussian = model.gaussian(input_.reshape(model.ensemble_size, rows, input_.shape[-1]))
-        mean, log_var = (part.reshape(target.shape) for part in gaussian)
-        loss = gaussian_nll(mean, log_var, target).mean(-1)
-        if not self.per_member:  # the members last, where a mask of the batch broadcasts over them
-            loss = loss.movedim(0, -1)
-        loss = self._reduce_loss(loss, tensordict)
-        if not self.per_member and self.reduction == "none":
-            loss = loss.movedim(-1, 0)
-        self._clear_weakrefs(tensordict, "world_model_params", "target_world_model_params")
-        return loss, {
-            "mean_squared_error": (mean.detach() - target).square().mean(),
-            "log_variance": log_var.detach().mean(),
+        mean_EBD, log_var_EBD = model.gaussian(model.network(input_EBI))
+        return gaussian_nll(mean_EBD, log_var_EBD, target_EBD).mean(-1), {
+            "mean_squared_error": (mean_EBD.detach() - target_EBD).square().mean(),
+            "log_variance": log_var_EBD.detach().mean(),
         }
-
-    def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        value = read_entry(tensordict, key, "the world model's loss reads")
-        check_dtype(key, value, self.world_model.dtype, "the world model")
-        return value
-
-    def _apply(self, fn: Any, recurse: bool = True) -> GaussianEnsembleLoss:
-        """Moves the ensemble too; its statistics, and no older ones, are the loss's again."""
-        statistics = {name: fn(buffer) for name, buffer in self.world_model.named_buffers()}
-        super()._apply(fn)
-        self.world_model_params.to_module(self.world_model)
-        for name, buffer in self.world_model.named_buffers():
-            buffer.data.copy_(statistics[name])
-        return self
 
 
 def member_minibatches(
@@ -243,6 +152,7 @@ def fit(
         exact: likewise.
 
     Example:
+        >>> from tensordict import TensorDict
         >>> from torchrl_mage import GaussianEnsembleWorldModel
         >>> model = GaussianEnsembleWorldModel(3, 1, ensemble_size=2, num_cells=(8,))
         >>> loss = GaussianEnsembleLoss(model)
