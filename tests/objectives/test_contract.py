@@ -10,11 +10,14 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn
+from torch.nn.functional import one_hot
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from torchrl_mage import (
+    CategoricalEnsembleLoss,
+    CategoricalWorldModel,
     GaussianEnsembleLoss,
     GaussianEnsembleWorldModel,
     MAGELoss,
@@ -37,9 +40,12 @@ CASES = {
     "Taylor TD": (TaylorTDLoss, {}),
     "Taylor TD in the state": (TaylorTDLoss, {"state_variance": 0.1}),
 }
-MODEL = "ensemble likelihood"
-FEW = ("MAGE", "MAGE-SAC", "Taylor TD in the state", MODEL)  # those that differ most
-every_loss = pytest.mark.parametrize("name", [*CASES, MODEL])
+MODELS = {
+    "ensemble likelihood": (GaussianEnsembleLoss, GaussianEnsembleWorldModel),
+    "categorical likelihood": (CategoricalEnsembleLoss, CategoricalWorldModel),
+}
+FEW = ("MAGE", "MAGE-SAC", "Taylor TD in the state", *MODELS)  # those that differ most
+every_loss = pytest.mark.parametrize("name", [*CASES, *MODELS])
 every_agent_loss = pytest.mark.parametrize("name", CASES)
 
 
@@ -69,8 +75,9 @@ class Case:
 
     def __init__(self, name, seed=0, key=str, dtype=torch.float64, single=False, **kwargs):
         torch.manual_seed(seed)
-        if name == MODEL:
-            self.model = GaussianEnsembleWorldModel(
+        if name in MODELS:
+            kind, dynamics = MODELS[name]
+            self.model = dynamics(
                 OBS,
                 ACTION,
                 ensemble_size=2,
@@ -79,7 +86,7 @@ class Case:
                 out_keys=(self.next(key("observation")),),
                 dtype=dtype,
             )
-            self.loss = GaussianEnsembleLoss(self.model, per_member=False, **kwargs)
+            self.loss = kind(self.model, per_member=False, **kwargs)
             self.networks = {"loss_world_model": self.loss.world_model_params}
         else:
             kind, settings = CASES[name]
@@ -110,6 +117,9 @@ class Case:
         self.key, self.dtype = key, dtype
         generator = torch.Generator().manual_seed(1)
         self.data = torch.randn(BATCH, 2 * OBS + ACTION, generator=generator, dtype=dtype)
+        if isinstance(self.model, CategoricalWorldModel):  # the likeliest cell of the same numbers
+            for part in (self.data[:, :OBS], self.data[:, OBS + ACTION :]):
+                part.copy_(one_hot(part.argmax(-1), OBS))
 
     @staticmethod
     def next(key):
@@ -146,7 +156,7 @@ class Case:
         shape = shape or (BATCH,)
         observation, action, following = self.data.split([OBS, ACTION, OBS], -1)
         td = TensorDict({self.key("observation"): observation.reshape(*shape, OBS)}, shape)
-        if isinstance(self.loss, GaussianEnsembleLoss):
+        if "loss_world_model" in self.networks:
             td[self.key("action")] = action.reshape(*shape, ACTION)
             td[self.next(self.key("observation"))] = following.reshape(*shape, OBS)
         return td
@@ -171,7 +181,7 @@ def test_nested_keys_change_nothing_else(name):
     flat, nested = Case(name), Case(name, key=lambda k: ("agent", k))
     td = nested.td()
     torch.testing.assert_close(nested(td), flat())
-    if name != MODEL:
+    if name not in MODELS:
         assert td["agent", "td_error"].shape == (BATCH,)
         assert nested.loss.value_estimator.tensor_keys.reward == ("agent", "reward")
         nested.loss.set_keys(reward="other")
@@ -214,7 +224,7 @@ def test_only_the_priority_is_written_to_the_input(name):
     case = Case(name)
     td, before = case.td(), case.td()
     out = case(td)
-    if name != MODEL:
+    if name not in MODELS:
         torch.testing.assert_close(td.pop("td_error"), out["td_error"].max(0).values)
     torch.testing.assert_close(td, before)
 
@@ -224,7 +234,7 @@ def test_each_loss_trains_its_own_network(name):
     case = Case(name)
     parameters = list(case.loss.parameters())
     assert len({id(p) for p in parameters}) == len(parameters)
-    if name != MODEL:
+    if name not in MODELS:
         world = {id(p) for p in case.model.parameters()}
         assert world
         assert not world & {id(p) for p in parameters}
@@ -357,13 +367,13 @@ def test_dtype_is_kept(name, dtype):
     "name",
     [
         name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*CASES, MODEL)
+        for name in (*CASES, *MODELS)
     ],
 )
 def test_one_graph(name):
     """Inductor's kernels are the business of test_compiled.py: here, one graph, equal numbers."""
     torch._dynamo.reset()  # every loss compiles TorchRL's one wrapper, and graphs are counted
-    methods = ["nll"] if name == MODEL else ["value_loss", "actor_loss"]
+    methods = ["nll"] if name in MODELS else ["value_loss", "actor_loss"]
     for method in methods:
         eager, compiled = Case(name), Case(name)
         compiled()  # the first call checks the world model, in eager mode
