@@ -58,7 +58,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     )
     loss.make_value_estimator(gamma=cfg.discount)
     loss.check(normalizer(env.reset()))
-    in_graph = partial(compiled, enabled=cfg.compile, device=device)
+    in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
     run.holds(loss=loss, actor=actor, critic=loss.qvalue_network_params, normalizer=normalizer)
     update_critic = Minimizer(
         run,

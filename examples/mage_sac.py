@@ -52,7 +52,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     loss = MAGESACLoss(actor, critics, model.module, action_spec=env.action_spec, **cfg.loss)
     loss.make_value_estimator(gamma=cfg.discount)
     loss.check(normalizer(env.reset()))
-    in_graph = partial(compiled, enabled=cfg.compile, device=device)
+    in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
     model.held_by(run, in_graph)
     run.holds(loss=loss, actor=actor, critics=loss.qvalue_network_params, normalizer=normalizer)
     update_critics = Minimizer(

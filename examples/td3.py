@@ -53,7 +53,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         kept = {name: found[name] for name in ("pred_value", "target_value")}
         return value, kept | {"td_error": (kept["target_value"] - kept["pred_value"]).abs()}
 
-    in_graph = partial(compiled, enabled=cfg.compile, device=device)
+    in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
     run.holds(loss=loss, actor=actor, critics=loss.qvalue_network_params, normalizer=normalizer)
     update_critics = Minimizer(
         run,

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from torchrl_mage.modules.precision import in_full_precision
+
 
 class EnsembleLinear(nn.Module):
     """One affine map for each member, Xavier-uniform weights and zero biases.
@@ -17,6 +19,7 @@ class EnsembleLinear(nn.Module):
         in_features: size ``I`` of the input.
         out_features: size ``O`` of the output.
         init: fills one member's ``[O, I]`` weight in place.
+        full_precision: whether autocast leaves it as it is.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -32,6 +35,7 @@ class EnsembleLinear(nn.Module):
         out_features: int,
         *,
         init: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
+        full_precision: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -42,6 +46,7 @@ class EnsembleLinear(nn.Module):
             torch.empty((ensemble_size, 1, out_features), device=device, dtype=dtype)
         )
         self._init = init
+        self.full_precision = full_precision
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,11 +58,18 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, input_EBI: Tensor) -> Tensor:
         """Maps ``[E, B, I]`` to ``[E, B, O]``."""
+        if self.full_precision:
+            return in_full_precision(self._affine, input_EBI, dtype=self.weight.dtype)
+        return self._affine(input_EBI)
+
+    def _affine(self, input_EBI: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, input_EBI, self.weight)
 
 
 class EnsembleMLP(nn.Sequential):
     """One multi-layer perceptron for each member, the head Xavier-normal.
+
+    Under autocast its hidden layers have the lower precision, its output has its own.
 
     Args:
         ensemble_size: number of members ``E``.
@@ -96,6 +108,7 @@ class EnsembleMLP(nn.Sequential):
             widths[-1],
             out_features,
             init=nn.init.xavier_normal_,
+            full_precision=True,
             device=device,
             dtype=dtype,
         )

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrl.modules import MLP
+
+from torchrl_mage.modules.precision import in_full_precision
 
 
 class XavierLinear(nn.Linear):
     """An affine map with Xavier-uniform weights and zero biases, also when it is reset.
 
+    ``full_precision`` keeps it out of autocast's lower one.
+
     Example:
         >>> XavierLinear(3, 3).weight.abs().max() <= 1.0
         tensor(True)
     """
+
+    full_precision = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps ``[*B, I]`` to ``[*B, O]``."""
+        if self.full_precision:
+            return in_full_precision(super().forward, input, dtype=self.weight.dtype)
+        return super().forward(input)
 
     def reset_parameters(self) -> None:
         """Draws the weights, those of several stacked copies (``[..., O, I]``) too."""
@@ -36,6 +48,8 @@ def xavier_mlp(
 ) -> MLP:
     """TorchRL's ``MLP`` with SiLU and :class:`XavierLinear`, as the authors' code has.
 
+    Under autocast its hidden layers have the lower precision, its output has its own.
+
     Args:
         in_features: size of the input.
         out_features: size of the output.
@@ -48,7 +62,7 @@ def xavier_mlp(
         >>> xavier_mlp(3, 1, [16, 16])(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
-    return MLP(
+    mlp = MLP(
         in_features,
         out_features,
         num_cells=list(num_cells),
@@ -58,3 +72,5 @@ def xavier_mlp(
         norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
         device=device,
     ).to(dtype=dtype)
+    mlp[-1].full_precision = True
+    return mlp

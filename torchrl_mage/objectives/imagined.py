@@ -283,14 +283,17 @@ class ImaginedTD3Loss(LossWithDoor):
         """``pi(s)``, ``[*B, A]``."""
         with params.to_module(self.actor_network, preserve_module_state=False):
             out = self.actor_network(state.select(*self.actor_network.in_keys))
-        return out.get(self.tensor_keys.action, None)
+        action: Any = out.get(self.tensor_keys.action, None)
+        if action is not None:  # else the door names who should have written it
+            action = action.to(self.max_action.dtype)  # an actor of lower precision, by autocast
+        return action
 
     def _qvalue(self, state: TensorDictBase, action_CBA: Tensor, params: TensorDictBase) -> Tensor:
         """``Q_i(s, a_i)``, ``[C, *B]``: each critic its own copy of the action, or of both."""
         td = state.select(*self.qvalue_network.in_keys, strict=False)
         td = td.expand(action_CBA.shape[:-1]).set(self.tensor_keys.action, action_CBA)
         out = self._vmap_qvalue_network00(td, params)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return out.get(self.tensor_keys.state_action_value).squeeze(-1).to(action_CBA.dtype)
 
     @staticmethod
     def _for_each(params: TensorDictBase, inputs: Any) -> Any:

@@ -10,7 +10,7 @@ from torchrl_mage.trainers.evaluation import (
     use_offscreen_rendering,
 )
 from torchrl_mage.trainers.folder import RunInUseError, RunLock, chosen_folder, open_run
-from torchrl_mage.trainers.hardware import RandomState, compiled, set_up_torch
+from torchrl_mage.trainers.hardware import RandomState, compiled, in_precision, set_up_torch
 from torchrl_mage.trainers.metrics import Metrics, RunningMeans, open_logger
 from torchrl_mage.trainers.optimisation import Minimizer, clipped_step
 from torchrl_mage.trainers.run import EXIT_INTERRUPTED, TRANSITION, Interrupted, Run
@@ -42,6 +42,7 @@ __all__ = [
     "compiled",
     "evaluate",
     "exploring_collector",
+    "in_precision",
     "open_logger",
     "open_run",
     "record_episode",

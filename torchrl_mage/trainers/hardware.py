@@ -61,11 +61,54 @@ def set_up_torch(
     return chosen
 
 
+Precision = Literal["float32", "bf16"]
+
+
+def in_precision(
+    function: Callable[..., Any], precision: Precision, device: torch.device
+) -> Callable[..., Any]:
+    """``function`` with products of this precision; what is stored and returned stays float32.
+
+    Args:
+        function: a loss. The optimiser's step is none of it: parameters are float32.
+        precision: ``"bf16"`` multiplies in bfloat16 (``torch.autocast``).
+        device: where it runs. One without fast bfloat16 products stays in float32, with a warning.
+
+    Example:
+        >>> in_precision(torch.sin, "float32", torch.device("cpu")) is torch.sin
+        True
+    """
+    if precision == "float32":
+        return function
+    if not _has_fast_bfloat16(device):
+        warnings.warn(
+            f"precision=bf16: {device.type} has no fast bfloat16 products here, so they would be "
+            "slower than float32's: the run stays in float32.",
+            stacklevel=2,
+        )
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            return function(*args)
+
+    return call
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def compiled(
     function: Callable[..., Any],
     *,
     enabled: bool,
     device: torch.device,
+    precision: Precision = "float32",
     fullgraph: bool = True,
     batch_size: int | None = None,
 ) -> Callable[..., Any]:
@@ -77,6 +120,7 @@ def compiled(
         function: what to compile.
         enabled: ``False`` returns ``function`` itself.
         device: where it runs.
+        precision: of its products, see :func:`in_precision`.
         fullgraph: whether a graph break is an error; an optimiser's step has one by design.
         batch_size: tensordicts of another last dimension run eager: few of them come, and a graph
             of their own would not pay.
@@ -85,6 +129,7 @@ def compiled(
         >>> compiled(torch.sin, enabled=False, device=torch.device("cpu")) is torch.sin
         True
     """
+    function = in_precision(function, precision, device)
     if not enabled:
         return function
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
