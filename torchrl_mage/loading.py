@@ -64,7 +64,8 @@ class LoadedRun:
 
         Args:
             observation: ``[*B, D]`` of ``gymnasium.make(task.name, **task.kwargs)``, wrapped by
-                ``task.wrap`` where it has one.
+                ``task.wrap`` where it has one and flattened where it has several parts; that of
+                ``task.make_gymnasium()`` is.
 
         Returns:
             ``[*B, A]``, in the environment's own box.

@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Sequence
 
-from torchrl_mage import Task
+from torchrl_mage import Task, register_task
 from torchrl_mage.envs import find_task
 
 
@@ -45,7 +45,7 @@ VECTOR = Box(-1, 1, (2,), np.float32)
             r"bounds beyond 1e\+06 are none.*TransformAction\(env, .*Box\(-1, 1, \(2,\)\)",
         ),
         (Box(-1, 1, (2, 2)), VECTOR, r"action space Box\(-1.*one dimension"),
-        (VECTOR, Box(0, 255, (4, 4, 3)), "observation space Box.*FlattenObservation"),
+        (VECTOR, Sequence(VECTOR), "observation space Sequence.*cannot become one vector"),
     ],
 )
 def test_odd_spaces_are_named(action_space, observation_space, message):
@@ -75,8 +75,9 @@ class TwoParts(gymnasium.Env):
 
 def test_observations_of_several_parts_become_one_vector():
     gymnasium.register("TwoParts-v0", TwoParts)
-    env = find_task("TwoParts-v0").make_env()
-    assert env.reset()["observation"].tolist() == [0, 0, 1, 1, 1]
+    for task in (find_task("TwoParts-v0"), register_task(Task("TwoParts-v0"))):
+        assert task.make_env().reset()["observation"].tolist() == [0, 0, 1, 1, 1]
+    assert find_task("TwoParts-v0") is task, "the registered one"
 
 
 class DoubleActions(gymnasium.Env):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, flatten_space
 from gymnasium.wrappers import FlattenObservation, RescaleAction
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
@@ -37,8 +38,9 @@ class Task:
             ``("next", "observation")``, writing ``("next", "reward")`` ``[*B, 1]``, differentiably.
         termination: likewise, writing the boolean ``("next", "terminated")`` ``[*B, 1]``; ``None``
             where the task never ends. A time limit is no termination.
-        wrap: applied to the gymnasium environment; its spaces are those that are checked, and its
-            actions those that are rescaled to [-1, 1].
+        wrap: applied to the gymnasium environment; its spaces are those that are checked, its
+            observations those that are flattened, and its actions those that are rescaled to
+            [-1, 1].
         known: whether reward and termination are what they are said to be; ``False`` of an
             environment of which nothing is known.
         kwargs: passed to :func:`gymnasium.make`: the variant of the environment that is meant.
@@ -65,6 +67,7 @@ class Task:
     ) -> GymWrapper:
         """The environment: ``observation`` in float32, actions in [-1, 1].
 
+        Observations of several parts become one vector, by :func:`gymnasium.spaces.flatten`.
         Where the environment takes whole numbers, an action is scaled to their box and rounded.
 
         Args:
@@ -78,23 +81,53 @@ class Task:
 
         Raises:
             ValueError: the actions are not a bounded box, one of its sides has no length or is
-                absurdly long, or the observations are not one vector.
+                absurdly long, or the observations cannot become one vector.
+        """
+        env = self.make_gymnasium(**kwargs)
+        space = env.action_space
+        assert isinstance(space, Box)
+        if not (np.all(space.low == -1) and np.all(space.high == 1)):
+            env = RescaleAction(env, np.float32(-1), np.float32(1))
+        return GymWrapper(RecordedEnv(CheckedEnv(env, self.name, timeout)), device=device)
+
+    def make_gymnasium(self, **kwargs: Any) -> gymnasium.Env:
+        """The gymnasium environment behind :meth:`make_env`: one vector each, in raw units.
+
+        Wrapped, its observations of several parts flattened, its actions real numbers in the
+        environment's own box. Transitions that are logged in it are
+        :func:`~torchrl_mage.envs.read_transitions`' own.
+
+        Args:
+            **kwargs: passed to :func:`gymnasium.make`, over the task's own.
+
+        Raises:
+            ValueError: as :meth:`make_env` does.
+
+        Example:
+            >>> env = Task("Pendulum-v1").make_gymnasium()
+            >>> env.observation_space.shape, env.action_space
+            ((3,), Box(-2.0, 2.0, (1,), float32))
         """
         env = gymnasium.make(self.name, **{**self.kwargs, **kwargs})
         if self.wrap is not None:
             env = self.wrap(env)
-        space = _checked_actions(self.name, env.action_space)
-        observations = env.observation_space
-        if not (isinstance(observations, Box) and len(observations.shape) == 1):
-            raise ValueError(
-                f"{self.name} has the observation space {observations}; MAGE needs one vector. "
-                "Give the Task a wrap, e.g. gymnasium.wrappers.FlattenObservation."
-            )
-        if space.dtype.kind != "f":
-            env = RealActions(env)
-        if not (np.all(space.low == -1) and np.all(space.high == 1)):
-            env = RescaleAction(env, np.float32(-1), np.float32(1))
-        return GymWrapper(RecordedEnv(CheckedEnv(env, self.name, timeout)), device=device)
+        env = _flattened(self.name, env)
+        real = _checked_actions(self.name, env.action_space).dtype.kind == "f"
+        return env if real else RealActions(env)
+
+
+def _flattened(name: str, env: gymnasium.Env) -> gymnasium.Env:
+    """Observes one vector."""
+    space = env.observation_space
+    if isinstance(space, Box) and len(space.shape) == 1:
+        return env
+    with suppress(NotImplementedError):  # of a space that gymnasium does not know
+        if isinstance(flatten_space(space), Box):
+            return FlattenObservation(env)
+    raise ValueError(
+        f"{name} has the observation space {space}, which cannot become one vector. Give the Task "
+        "a wrap that makes it one, e.g. gymnasium.wrappers.TransformObservation."
+    )
 
 
 def _checked_actions(name: str, space: gymnasium.Space) -> Box:
@@ -213,7 +246,7 @@ def find_task(name: str) -> Task:
     Args:
         name: of a registered task, or any gymnasium id; ``"dm_control/cartpole-balance-v0"`` and
             its like need the extra ``dmc``. ``"module:name"`` imports the module first, which may
-            register both. Observations of several parts become one vector.
+            register both.
 
     Raises:
         ValueError: gymnasium does not know the name either, or the module cannot be imported.
@@ -248,9 +281,4 @@ def find_task(name: str) -> Task:
             f"{name!r} is neither a task ({sorted(_TASKS)}) nor an environment that gymnasium "
             f"knows: {error}"
         ) from error
-    return Task(name, wrap=_flattened, known=False)
-
-
-def _flattened(env: gymnasium.Env) -> gymnasium.Env:
-    space = env.observation_space
-    return env if isinstance(space, Box) and len(space.shape) == 1 else FlattenObservation(env)
+    return Task(name, known=False)
