@@ -19,6 +19,7 @@ from tables import untimed
 from torchrl_mage.trainers import EXIT_INTERRUPTED
 
 SETTINGS = [*TINY, "total_steps=60", "checkpoint_interval=7", "eval_interval=20"]
+LONGER = "total_steps=120"
 
 
 def start(*overrides, cwd, script=SCRIPT):
@@ -92,6 +93,20 @@ def test_sigterm_checkpoints_at_once_and_resume_is_exact(tmp_path, task):
     assert_same(path, outcome(tmp_path / "whole"))
     again = finished(start(f"resume={path}", cwd=tmp_path))  # at its end: nothing but the result
     assert again.strip().splitlines()[-1].startswith("final evaluation return: ")
+    assert_same(path, outcome(tmp_path / "whole"))
+
+
+def test_a_run_that_is_made_longer_is_the_longer_one(tmp_path, launch):
+    """Bit for bit, where the shorter run's last step has an evaluation in the longer one too."""
+    quick = ["checkpoint_interval=60", "eval_interval=30", "eval_episodes=1"]
+    settings = [*SETTINGS, "env=cartpole", *quick]
+    launch("mage_td3", f"hydra.run.dir={tmp_path / 'whole'}", *settings, LONGER, cwd=tmp_path)
+    path = tmp_path / "run"
+    launch("mage_td3", f"hydra.run.dir={path}", *settings, cwd=tmp_path)
+    assert len(outcome(path)[0]) == 2
+    said = launch("mage_td3", f"resume={path}", LONGER, cwd=tmp_path)
+    assert f"resumed {path} at step 60" in said.out
+    assert "120/120" in said.err
     assert_same(path, outcome(tmp_path / "whole"))
 
 

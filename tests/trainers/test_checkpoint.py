@@ -417,6 +417,27 @@ def test_a_new_run_does_not_start_over_another(tmp_path):
             open_run(tmp_path, {"seed": 0}, schema={}, resume=resume, overridden=[])
 
 
+def test_a_named_run_may_be_made_longer_not_shorter(tmp_path):
+    def resumed(*overridden, **settings):
+        wanted = {"seed": 0, "total_steps": 9} | settings
+        return open_run(tmp_path, wanted, schema={}, resume=str(tmp_path), overridden=overridden)[0]
+
+    first = {"seed": 1, "total_steps": 4}
+    open_run(tmp_path, first, schema={}, resume=None, overridden=[])
+    Run(tmp_path).advance(4).save()
+    (tmp_path / "networks.pt").touch()
+    assert resumed("resume") == first, "a longer default is none of its settings"
+    assert (tmp_path / "networks.pt").exists()
+    for wrong in ({"total_steps": 3}, {"total_steps": 6, "seed": 2}):
+        with pytest.raises(CheckpointError, match=r"with other settings.*total_steps may be raise"):
+            resumed(*wrong, **wrong)
+    assert resumed("total_steps=6", total_steps=6) == {"seed": 1, "total_steps": 6}
+    assert not (tmp_path / "networks.pt").exists(), "it has no end yet"
+    assert resumed("resume") == {"seed": 1, "total_steps": 6}
+    with RunLock(tmp_path), pytest.raises(RunInUseError):
+        resumed("total_steps=8", total_steps=8)
+
+
 def test_a_named_run_keeps_its_settings(tmp_path):
     old = tmp_path / "old"
     open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, schema={}, resume=None, overridden=[])

@@ -93,7 +93,8 @@ def open_run(
             starts one; all else continues the one in ``path``.
         overridden: what the user set, ``"key.below=value"`` or the key alone, with or without a
             leading ``+`` or ``~``: it must be as in the run to be continued, whatever the rest of
-            ``settings`` is. A key that is no setting, such as an experiment's, stands for all.
+            ``settings`` is, but for a larger ``total_steps``, which makes that run longer. A key
+            that is no setting, such as an experiment's, stands for all.
 
     Returns:
         The run's settings, saved as ``config.yaml``, and its folder.
@@ -103,10 +104,8 @@ def open_run(
         CheckpointError: there is nothing to continue in ``path``, it is another script's (setting
             ``script``) or has another value of a key that was set, a new run would start over
             another, or its folder cannot be written.
-        RunInUseError: a new run would start where another process trains.
+        RunInUseError: a run would start, or be made longer, where another process trains.
     """
-    import yaml  # of the extra "examples"
-
     path = Path(path)
     check_settings(settings, schema)
     if resume == "auto":
@@ -139,26 +138,24 @@ def open_run(
             )
         named = {override.lstrip("+~").partition("=")[0]: None for override in overridden}
         named.pop("resume", None)
+        longer = dict(saved)
+        if "total_steps" in named.keys() & settings.keys():
+            longer["total_steps"] = max(saved["total_steps"], settings["total_steps"])
         differing = [
             line
             for key in (named if named.keys() <= set(keys) else settings)
-            for line in differing_keys({key: _select(saved, key)}, {key: _select(settings, key)})
+            for line in differing_keys({key: _select(longer, key)}, {key: _select(settings, key)})
         ]
         if differing:
             raise CheckpointError(
                 f"{path} was run with other settings: {'; '.join(differing)}. Leave them out to "
-                "continue it as it was, or start a run of its own without resume."
+                "continue it as it was (total_steps may be raised), or start a run of its own "
+                "without resume."
             )
-        return saved, path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with RunLock(path):  # a run that is trained may have no checkpoint yet
-            (path / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
-    except OSError as error:
-        raise CheckpointError(
-            f"the run folder {path} cannot be written: {error}. Choose another with "
-            "hydra.run.dir=DIR."
-        ) from error
+        if longer != saved:
+            _write(path, longer)
+        return longer, path
+    _write(path, settings)
     return settings, path
 
 
@@ -200,8 +197,27 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
+def _write(path: Path, settings: Mapping[str, Any]) -> None:
+    """The settings of a run that is not at its end, whole or not at all."""
+    import yaml  # of the extra "examples", as below
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with RunLock(path):  # a run that is trained may have no checkpoint yet
+            if checkpoints(path):  # the newest has the networks too
+                (path / NETWORKS).unlink(missing_ok=True)
+            scratch = path / f"{CONFIG}.writing"
+            scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
+            scratch.rename(path / CONFIG)
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder {path} cannot be written: {error}. Choose another with "
+            "hydra.run.dir=DIR."
+        ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
-    import yaml  # of the extra "examples"
+    import yaml
 
     return yaml.safe_load((path / CONFIG).read_text())
 
