@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from run import critic_clip, fixed_actor, script
+from run import critic_clip, fixed_actor, replay_buffer, script
 
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 from world_model import LearnedWorldModel
 
 from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
@@ -80,10 +79,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         total_steps=cfg.total_steps,
         seed=cfg.seed,
     )
-    buffer = ReplayBuffer(
-        storage=LazyTensorStorage(cfg.total_steps, device=device),
-        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
-    )
+    buffer, _ = replay_buffer(cfg, run, task, device)
 
     # ---------------------------------------------------------------- Eq. 14
     def first_critic(states: TensorDict) -> TensorDict:

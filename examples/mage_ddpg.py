@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from run import critic_clip, film, only_pendulum, script
+from run import critic_clip, film, only_pendulum, replay_buffer, script
 
 import torch
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictSequential
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
 from torchrl_mage.envs import Task
@@ -87,15 +86,15 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         total_steps=cfg.total_steps,
         seed=cfg.seed,
     )
-    buffer = ReplayBuffer(
-        storage=LazyTensorStorage(cfg.total_steps, device=device),
-        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
-    )
+    buffer, data = replay_buffer(cfg, run, task, device)
 
     # ---------------------------------------------------------------- Algorithm 1
-    for step, transition in run.steps(collector, buffer, policy, eval_env, environment=task.name):
-        buffer.extend(transition)
-        normalizer.update(transition["observation"])
+    for step, transition in run.steps(
+        collector, buffer, policy, eval_env, environment=task.name, data=data
+    ):
+        if len(transition):  # none at an offline step
+            buffer.extend(transition)
+            normalizer.update(transition["observation"])
         if step >= cfg.warmup_steps:
             sample = normalizer(buffer.sample().select("observation"))
             for states in sample.split(cfg.policy.batch_size):

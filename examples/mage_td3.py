@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from run import critic_clip, film, report_model, script
+from run import critic_clip, film, replay_buffer, report_model, script
 
 import torch
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictSequential
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 from world_model import LearnedWorldModel
 
 from torchrl_mage import MAGELoss, ModelBasedEnv, NetworkSoftUpdate, Normalizer
@@ -81,10 +80,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         total_steps=cfg.total_steps,
         seed=cfg.seed,
     )
-    buffer = ReplayBuffer(
-        storage=LazyTensorStorage(cfg.total_steps, device=device),
-        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
-    )
+    buffer, data = replay_buffer(cfg, run, task, device)
 
     def diagnose(step: int, evaluation: Evaluation) -> None:
         """What model and target make of the states that the policy visits."""
@@ -92,11 +88,12 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
 
     # ---------------------------------------------------------------- Algorithm 2
     for step, transition in run.steps(
-        collector, buffer, policy, eval_env, environment=task.name, diagnose=diagnose
+        collector, buffer, policy, eval_env, environment=task.name, data=data, diagnose=diagnose
     ):
-        buffer.extend(transition)
-        normalizer.update(transition["observation"])
-        model.observe(transition)
+        if len(transition):  # none at an offline step
+            buffer.extend(transition)
+            normalizer.update(transition["observation"])
+            model.observe(transition)
         if step % cfg.world_model.fit_interval == 0:
             model.fit(buffer[:])
         if step >= cfg.warmup_steps:

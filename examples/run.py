@@ -22,10 +22,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import GaussianEnsembleWorldModel, Normalizer
 from torchrl_mage.diagnostics import model_diagnostics
-from torchrl_mage.envs import Task, find_task
+from torchrl_mage.envs import Task, find_task, read_transitions
 from torchrl_mage.objectives.imagined import ImaginedTD3Loss
 from torchrl_mage.trainers import (
     EXIT_INTERRUPTED,
@@ -34,6 +36,7 @@ from torchrl_mage.trainers import (
     Run,
     SettingsError,
     chosen_folder,
+    held_transitions,
     open_run,
     record_episode,
     set_up_torch,
@@ -68,10 +71,32 @@ def short(name: str, length: int = 100) -> str:
     return f"{name[: length - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def without(data: str | None, steps: int) -> int:
+    """Steps that are left out where there are data to begin with.
+
+    Example:
+        >>> without(None, 100), without("log.csv", 100)
+        (100, 0)
+    """
+    return 0 if data else steps
+
+
+def offline(data: str | None, total_steps: int, steps: int) -> int:
+    """Steps on the data alone, where the environment has none.
+
+    Example:
+        >>> offline("log.csv", 0, 1500), offline("log.csv", 1500, 1500), offline(None, 0, 1500)
+        (1500, 0, 0)
+    """
+    return steps if data and total_steps == 0 else 0
+
+
 for resolver, function in (
     ("run_folder", chosen_folder),
     ("env_folder", env_folder),
+    ("offline", offline),
     ("short", short),
+    ("without", without),
 ):
     OmegaConf.register_new_resolver(resolver, function, replace=True)
 
@@ -149,7 +174,8 @@ def _started(train: Train, cfg: DictConfig, path: Path, title: str, show: Sequen
     run = Run(
         path,
         title=f"{title} {task.name} seed {cfg.seed}",
-        total_steps=cfg.total_steps,
+        total_steps=cfg.offline_steps + cfg.total_steps,
+        offline_steps=cfg.offline_steps,
         log_interval=cfg.log_interval,
         eval_interval=cfg.eval_interval,
         eval_episodes=cfg.eval_episodes,
@@ -200,11 +226,30 @@ def only_pendulum(cfg: DictConfig) -> None:
 def fixed_actor(cfg: DictConfig) -> None:
     """Refuses that too, and what only an actor in training can do."""
     only_pendulum(cfg)
-    if cfg.video or cfg.on_divergence != "stop":
+    if cfg.video or cfg.data or cfg.on_divergence != "stop":
         raise SettingsError(
-            f"video = {cfg.video}, on_divergence = {cfg.on_divergence}: this script's actor is "
-            "the one thing that stays as it is; leave both out."
+            f"video = {cfg.video}, data = {cfg.data}, on_divergence = {cfg.on_divergence}: this "
+            "script's actor is the one thing that stays as it is; leave them out."
         )
+
+
+def replay_buffer(
+    cfg: DictConfig, run: Run, task: Task, device: torch.device
+) -> tuple[ReplayBuffer, TensorDict | None]:
+    """A buffer for the whole run, and the data that the run begins with, if it has any.
+
+    A run that goes on has them in its checkpoint: their source is read once.
+    """
+    data, held = None, held_transitions(run.path) if cfg.data else 0
+    if cfg.data and not held:
+        data = read_transitions(cfg.data, task).to(device)
+        held = len(data)
+        run.say(f"{held} transitions of {cfg.data} to begin with")
+    buffer = ReplayBuffer(
+        storage=LazyTensorStorage(held + cfg.total_steps, device=device),
+        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
+    )
+    return buffer, data
 
 
 def critic_clip(cfg: DictConfig) -> float:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from run import film, script
+from run import film, replay_buffer, script
 
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import TD3Loss
 
 from torchrl_mage import NetworkSoftUpdate, Normalizer
@@ -80,15 +79,15 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         total_steps=cfg.total_steps,
         seed=cfg.seed,
     )
-    buffer = ReplayBuffer(
-        storage=LazyTensorStorage(cfg.total_steps, device=device),
-        batch_size=cfg.policy.updates_per_step * cfg.policy.batch_size,
-    )
+    buffer, data = replay_buffer(cfg, run, task, device)
 
     # ---------------------------------------------------------------- TD3
-    for step, transition in run.steps(collector, buffer, policy, eval_env, environment=task.name):
-        buffer.extend(transition)
-        normalizer.update(transition["observation"])
+    for step, transition in run.steps(
+        collector, buffer, policy, eval_env, environment=task.name, data=data
+    ):
+        if len(transition):  # none at an offline step
+            buffer.extend(transition)
+            normalizer.update(transition["observation"])
         if step >= cfg.warmup_steps:
             for batch in normalize(buffer.sample()).split(cfg.policy.batch_size):
                 update_critics(batch)

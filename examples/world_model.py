@@ -124,14 +124,15 @@ class LearnedWorldModel:
         return self
 
     def observe(self, transition: TensorDictBase) -> None:
-        """Takes a new transition's reward into the value range; checks what is known by it.
+        """Takes new transitions' rewards into the value range; checks what is known by them.
 
         Raises:
-            SettingsError: during warm-up, a known reward or termination is not the environment's.
+            SettingsError: during warm-up, or in data to begin with, a known reward or termination
+                is not the environment's.
         """
-        self._seen += len(transition)
-        if self._seen <= self._warmup_steps:
+        if self._seen < max(self._warmup_steps, 1):
             self._check_known(transition)
+        self._seen += len(transition)
         if self.scaler is not None:
             self.scaler.update(transition["next", "reward"])
 
@@ -139,23 +140,26 @@ class LearnedWorldModel:
         states = transition.select("observation", "action", ("next", "observation"))
         for name, module in self._known.items():
             known, real = module(states.clone())["next", name], transition["next", name]
-            if not torch.allclose(known.float(), real.float(), rtol=1e-3, atol=1e-3):
+            right = torch.isclose(known.float(), real.float(), rtol=1e-3, atol=1e-3).all(-1)
+            if not right.all():
+                i = int(right.logical_not().nonzero()[0, 0])
+                where = f"step {self._seen + 1}" if len(states) == 1 else f"transition {i} of data"
                 raise SettingsError(
-                    f"step {self._seen}: the {name} that is known of {self._task.name} is "
-                    f"{known.flatten().tolist()}, the environment's {real.flatten().tolist()}, at "
-                    f"the action {transition['action'].flatten().tolist()} in [-1, 1]. Mend the "
+                    f"{where}: the {name} that is known of {self._task.name} is "
+                    f"{known[i].tolist()}, the environment's {real[i].tolist()}, at "
+                    f"the action {transition['action'][i].tolist()} in [-1, 1]. Mend the "
                     "Task's function, or learn it: reward=learned termination=learned."
                 )
 
     def fit(self, data: TensorDictBase) -> None:
-        """Fits all that is learned to all transitions, of which ``fit_interval`` are new."""
+        """Fits all that is learned to all transitions; the new ones enter its statistics."""
         with self._run.timing("fit"):
             for model, minimize, keys in self._fitted:
                 fit(
                     model,
                     minimize,
                     data.select(*keys),
-                    new=self._cfg.fit_interval,
+                    new=len(data) - int(model.observation_statistics.count),
                     batch_size=self._cfg.batch_size,
                     min_batches=self._cfg.fit_batches,
                     exact=self._cfg.exact_fit_batches,

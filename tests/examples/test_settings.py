@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import run  # noqa: F401  registers the config's resolvers
+
 import pytest
 import torch
 import yaml
@@ -49,7 +51,9 @@ POOLS = {
     "env": (["pendulum", "cartpole"], []),
     "seed": ([0, 1, 4294967295], [-1, 0.5, 4294967296, "null"]),
     "threads": ([1, 2], [0, -1, 1.5, "x"]),
+    "data": (["null"], [3]),
     "total_steps": ([1, 5, 13], [0, -1, 1e3, "x"]),
+    "offline_steps": ([0], [-1, 3, 0.5, "x"]),
     "warmup_steps": ([0, 1, 5, 12, 40], [-1, 0.5, "null"]),
     "eval_interval": counts,
     "eval_episodes": ([1, 2], [0, -1, "x"]),

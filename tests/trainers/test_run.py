@@ -15,6 +15,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl_mage import MAGELoss, Normalizer, OraclePendulum, get_task
 from torchrl_mage.modules import critic, deterministic_actor
 from torchrl_mage.trainers import (
+    TRANSITION,
     CheckpointError,
     DivergenceError,
     Interrupted,
@@ -23,6 +24,7 @@ from torchrl_mage.trainers import (
     RunInUseError,
     checkpoints,
     exploring_collector,
+    held_transitions,
     resuming,
 )
 
@@ -80,15 +82,16 @@ class Agent:
             torch.optim.SGD(self.loss.qvalue_network_params.parameters(), lr=critic_lr),
         )
 
-    def steps(self, signal_at=None):
+    def steps(self, signal_at=None, data=None):
         collector = exploring_collector(
             self.env, self.policy, noise=0.1, random_steps=3, total_steps=12, seed=0
         )
         for step, transition in self.run.steps(
-            collector, self.buffer, self.policy, self.eval_env, environment="Pendulum-v1"
+            collector, self.buffer, self.policy, self.eval_env, environment="Pendulum-v1", data=data
         ):
-            self.buffer.extend(transition)
-            self.normalizer.update(transition["observation"])
+            if len(transition):
+                self.buffer.extend(transition)
+                self.normalizer.update(transition["observation"])
             self.descend(self.normalizer(self.buffer.sample().select("observation")))
             if step == signal_at:
                 signal.raise_signal(signal.SIGTERM)
@@ -167,6 +170,30 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint_and_the_run_goes_on(tm
         assert list(Agent(run).steps()) == list(range(5, 13))
     with make_run(tmp_path / "whole") as run:
         list(Agent(run).steps())
+    torch.testing.assert_close(
+        torch.load(tmp_path / "networks.pt"),
+        torch.load(tmp_path / "whole" / "networks.pt"),
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("stop", [0, 3, 8])
+def test_a_run_with_data_goes_on_from_what_it_holds(tmp_path, stop):
+    """Stopped as it takes the data in, at a step on them alone, and in the environment."""
+    data = TASK.make_env().rollout(20).select(*TRANSITION)
+    settings = {"offline_steps": 6, "total_steps": 6 + 12, "eval_interval": 18}
+    with make_run(tmp_path / "whole", **settings) as run:
+        assert list(Agent(run).steps(data=data)) == list(range(19))
+    with pytest.raises(Interrupted), make_run(tmp_path, **settings) as run:
+        list(Agent(run).steps(signal_at=stop, data=data))
+    at = max(stop, 1)  # a whole step
+    assert held_transitions(tmp_path) == 20 + max(0, at - 6)
+    with make_run(tmp_path, **settings) as run:
+        agent = Agent(run)
+        assert list(agent.steps()) == list(range(at + 1, 19)), "the data are not asked for again"
+    assert len(agent.buffer) == 20 + 12
+    assert torch.equal(agent.buffer[:20]["observation"], data["observation"])
     torch.testing.assert_close(
         torch.load(tmp_path / "networks.pt"),
         torch.load(tmp_path / "whole" / "networks.pt"),

@@ -14,10 +14,12 @@ from torchrl_mage.envs.tasks import (
     reward_module,
     termination_module,
 )
+from torchrl_mage.envs.transitions import DataError, read_transitions
 
 __all__ = [
     "CheckedEnv",
     "ContinuousCartPoleEnv",
+    "DataError",
     "EnvironmentFault",
     "ForwardVelocity",
     "ModelBasedEnv",
@@ -27,6 +29,7 @@ __all__ = [
     "Task",
     "find_task",
     "get_task",
+    "read_transitions",
     "register_task",
     "reward_module",
     "termination_module",

@@ -1,6 +1,12 @@
 """What every script needs and no paper describes."""
 
-from torchrl_mage.trainers.checkpoint import Checkpointer, CheckpointError, checkpoints, resuming
+from torchrl_mage.trainers.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    checkpoints,
+    held_transitions,
+    resuming,
+)
 from torchrl_mage.trainers.collection import CollectorState, exploring_collector
 from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard, check_finite
 from torchrl_mage.trainers.evaluation import (
@@ -42,6 +48,7 @@ __all__ = [
     "compiled",
     "evaluate",
     "exploring_collector",
+    "held_transitions",
     "in_precision",
     "open_logger",
     "open_run",

@@ -231,6 +231,19 @@ def resuming(path: str | Path) -> str:
     return shlex.quote(f"resume={value}")
 
 
+def held_transitions(path: str | Path) -> int:
+    """How many transitions the newest checkpoint of a run holds; 0 where there is none.
+
+    Example:
+        >>> held_transitions("no/such/run")
+        0
+    """
+    for folder in checkpoints(path):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((folder / MANIFEST).read_bytes())["transitions"])
+    return 0
+
+
 def checkpoints(path: str | Path) -> list[Path]:
     """The checkpoints of a run folder, the newest first."""
     return sorted((Path(path) / "checkpoints").glob("step_*"), reverse=True)

@@ -58,7 +58,8 @@ class Run:
     Args:
         path: the folder, made if it is missing.
         title: what the curve and the progress bar are called.
-        total_steps: length of the run in environment steps.
+        total_steps: length of the run in environment steps, those on the data alone included.
+        offline_steps: how many of them, the first ones, are on the data alone.
         log_interval: steps between the logger's points.
         eval_interval: steps between evaluations; the last step has one too.
         eval_episodes: episodes of an evaluation.
@@ -88,6 +89,7 @@ class Run:
         checkpoint_interval: int,
         seed: int,
         discount: float,
+        offline_steps: int = 0,
         logger: str = "csv",
         show: Sequence[str] = ("episode_return",),
         on_divergence: str = "stop",
@@ -96,6 +98,7 @@ class Run:
     ) -> None:
         self.path, self.title, self.total_steps = Path(path), title, total_steps
         self.step, self.evaluation = 0, None
+        self._offline_steps = offline_steps
         self._log_interval, self._eval_interval = log_interval, eval_interval
         self._eval_episodes, self._checkpoint_interval = eval_episodes, checkpoint_interval
         self._seed, self._discount, self._logger, self._show = seed, discount, logger, show
@@ -186,14 +189,16 @@ class Run:
         eval_env: EnvBase,
         *,
         environment: str,
+        data: TensorDictBase | None = None,
         diagnose: Callable[[int, Evaluation], None] | None = None,
     ) -> Iterator[tuple[int, TensorDictBase]]:
         """Collects transition after transition, and looks after the run between them.
 
-        Iterating gives the count of environment steps, and a tensordict ``[1]`` with the entries
-        :data:`TRANSITION`, all finite. When the algorithm has learned from it, the run checks for
-        divergence, reports, evaluates and saves what is due, and stops where a signal asked for it.
-        After the last step it saves the final networks.
+        Iterating gives the count of steps, and what is new: a tensordict ``[1]`` with the entries
+        :data:`TRANSITION`, all finite; at step 0 all of ``data``, if the run begins with any; at
+        its offline steps ``[0]``, since nothing is collected. When the algorithm has learned from
+        it, the run checks for divergence, reports, evaluates and saves what is due, and stops where
+        a signal asked for it. After the last step it saves the final networks.
 
         Args:
             collector: of one transition a batch; what is left of it is the length of the run.
@@ -201,6 +206,7 @@ class Run:
             policy: what is evaluated, deterministically; all of it must be held.
             eval_env: an environment of its own.
             environment: its name, for messages.
+            data: transitions ``[N]`` to begin with; a run that goes on has them in its checkpoint.
             diagnose: reports more at an evaluation, given the step and its episodes.
 
         Raises:
@@ -231,18 +237,24 @@ class Run:
             self.say(f"resumed {self.path} at step {self.step}")
             self._episode_return *= not position.new_episode
         assess = partial(self._assess, policy, eval_env, diagnose)
-        for batch in self._timed(collector, "environment"):
+        if data is not None and not len(buffer):
+            self._largest_reward = data["next", "reward"].abs().max().item()
+            with self.timing("updates"):
+                yield 0, data
+            self._end_step(data)
+            checkpointer.save(0)
+        for batch in self._timed(self._batches(collector, buffer), "environment"):
             transition = batch.select(*TRANSITION)
-            self.step += transition.numel()
+            self.step += 1
             step, last = self.step, self.step == self.total_steps
             check_finite(transition.select("action"), step=step, source="policy")
             check_finite(transition, step=step, source=f"environment {environment}")
-            reward = batch["next", "reward"].item()
+            reward = batch["next", "reward"].sum().item()
             self._largest_reward = max(self._largest_reward, abs(reward))
             with self.timing("updates"):
                 yield step, transition
             self._end_step(transition)
-            self._tell(step, reward, ended=batch["next", "done"].item())
+            self._tell(step, reward, ended=batch["next", "done"].any().item())
             if step % self._eval_interval == 0 or last:
                 with self.timing("evaluation"):
                     self.evaluation = assess(step)
@@ -262,6 +274,12 @@ class Run:
         # A run that is resumed at its end has no step left to evaluate after.
         self.evaluation = self.evaluation or assess(self.step)
         self._finish(self.evaluation)
+
+    def _batches(self, collector: Collector, buffer: ReplayBuffer) -> Iterator[TensorDictBase]:
+        """Nothing new at the offline steps, then transition after transition."""
+        for _ in range(self.step, self._offline_steps):
+            yield buffer[:][:0]
+        yield from collector
 
     def _timed(self, batches: Iterable[TensorDictBase], part: str) -> Iterator[TensorDictBase]:
         """Waits for each batch in ``part``'s time."""

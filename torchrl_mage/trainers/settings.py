@@ -110,6 +110,8 @@ def _wanted(schema: Mapping[str, Any]) -> Iterator[str]:
     for limit, words in _LIMITS.items():
         if limit in schema:
             yield words.format(schema[limit])
+    if "description" in schema:
+        yield schema["description"]
     if "items" in schema:
         yield "each " + ", ".join(_wanted(schema["items"]))
 
