@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import time
 import pytest
 from examples.conftest import EXAMPLES
 from examples.test_mage_td3 import TINY
+from tables import rows
 
 optuna = pytest.importorskip("optuna")
 
@@ -40,11 +40,6 @@ def tune(launch, tmp_path):
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def rows(path):
-    with (path / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_study_goes_on_and_stops_what_falls_behind(tune, tmp_path):
