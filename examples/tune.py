@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -43,7 +44,6 @@ def main(cfg: DictConfig) -> None:
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name="study",
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(**cfg.pruner),
             load_if_exists=True,
         )
         # A seed of its own each time, or a study that goes on would draw its first trials again.
@@ -86,7 +86,9 @@ def outcome(trial: Trial, cfg: DictConfig, folder: Path, bar: tqdm) -> dict[str,
                 reported.add(step)
                 trial.report(value, step)
                 bar.set_postfix_str(f"trial {trial.number}: {value:.5g} at step {step}")
-                if trial.should_prune():
+                if step >= cfg.prune.after_steps and behind(
+                    trial, value, step, cfg.prune.after_trials
+                ):
                     return {"state": TrialState.PRUNED}
             time.sleep(0.2)
     finally:
@@ -98,6 +100,16 @@ def outcome(trial: Trial, cfg: DictConfig, folder: Path, bar: tqdm) -> dict[str,
         bar.write(f"trial {trial.number} failed with {settings}: {log} says why")
         return {"state": TrialState.FAIL}
     return {"values": value}
+
+
+def behind(trial: Trial, value: float, step: int, prune: DictConfig) -> bool:
+    """Whether a trial is below the median of the others at a step, if enough have come to it.
+
+    Optuna's own pruners ask for the best value so far, which for a mean is an early, lucky one.
+    """
+    others = [t.intermediate_values for t in trial.study.trials if t.number != trial.number]
+    values = [known[step] for known in others if step in known]
+    return len(values) >= prune.after_trials and value < statistics.median(values)
 
 
 def suggested(trial: Trial, name: str, space: DictConfig) -> Any:

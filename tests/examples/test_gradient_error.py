@@ -41,8 +41,10 @@ def test_a_row_every_ten_steps(tmp_path, launch):
     assert seen == 20, "after the warm-up the actor's input is normalised as it was"
 
 
-@pytest.mark.parametrize("override", ["video=true", "on_divergence=reset_agent", "env=cartpole"])
+@pytest.mark.parametrize(
+    "override", ["video=true", "data=a.csv", "on_divergence=reset_agent", "env=cartpole"]
+)
 def test_what_a_fixed_actor_cannot_have_is_refused(tmp_path, launch, capfd, override):
     with pytest.raises(SystemExit):
         launch("gradient_error", override, cwd=tmp_path)
-    assert re.search(r"SettingsError: .* leave (env|both) out", capfd.readouterr().err, re.DOTALL)
+    assert re.search(r"SettingsError: .* leave (env|them) out", capfd.readouterr().err, re.DOTALL)
