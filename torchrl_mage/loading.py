@@ -5,20 +5,21 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from gymnasium.spaces import Box
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_mage.envs import OraclePendulum, Task, find_task
 from torchrl_mage.modules import (
     GaussianEnsembleWorldModel,
     Normalizer,
+    RawPolicy,
     RewardModel,
     RewardScaler,
     TerminationModel,
@@ -63,28 +64,23 @@ class LoadedRun:
         """The deterministic action in a plain gymnasium environment, raw units both ways.
 
         Args:
-            observation: ``[*B, D]`` of ``gymnasium.make(task.name, **task.kwargs)``, wrapped by
-                ``task.wrap`` where it has one and flattened where it has several parts; that of
-                ``task.make_gymnasium()`` is.
+            observation: ``[*B, D]`` of ``task.make_gymnasium()``.
 
         Returns:
             ``[*B, A]``, in the environment's own box.
         """
-        device = next(self.policy.parameters()).device
-        state = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            out = self.policy(TensorDict(observation=state, batch_size=state.shape[:-1]))
-        low, high = self._box
-        return low + (out["action"].cpu().numpy() + 1) / 2 * (high - low)
+        policy = self.raw_policy
+        state = torch.as_tensor(np.asarray(observation, np.float32), device=policy.low.device)
+        return policy(state).cpu().numpy()
 
-    @property
-    def _box(self) -> tuple[np.ndarray, np.ndarray]:
-        if "box" not in self.__dict__:
-            env = self.task.make_env()
-            space = env._env.unwrapped.action_space
-            object.__setattr__(self, "box", (space.low, space.high))
-            env.close()
-        return self.__dict__["box"]
+    @cached_property
+    def raw_policy(self) -> RawPolicy:
+        """What :meth:`act` computes, as a module on tensors, e.g. for ``torch.export``."""
+        env = self.task.make_gymnasium()
+        space = env.action_space
+        env.close()
+        assert isinstance(space, Box)
+        return RawPolicy(self.policy, space.low, space.high)
 
 
 def load_run(

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from examples.test_mage_td3 import TINY
+from gymnasium.wrappers import TransformAction
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule as Mod
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_mage import LoadError, load_run
+from torchrl_mage import LoadedRun, LoadError, Task, load_run
 from torchrl_mage.trainers import evaluate
 
 
@@ -70,6 +72,15 @@ def test_it_acts_in_a_plain_gymnasium_environment(trained):
         observation, reward, *_ = plain.step(action)
         assert reward == pytest.approx(expected["next", "reward"][t].item(), abs=1e-4)
     assert run.act(np.zeros((5, 3), np.float32)).shape == (5, 1)
+
+
+def test_actions_are_those_of_the_wrapped_environment():
+    """Of [-1, 1], 0.5 is 7.5 in the wrap's [0, 10], whatever the environment inside has."""
+    box = gymnasium.spaces.Box(0, 10, (1,))
+    task = Task("Pendulum-v1", wrap=lambda env: TransformAction(env, lambda a: a / 5 - 1, box))
+    policy = Mod(lambda state: state[..., :1] * 0 + 0.5, ["observation"], ["action"])
+    run = LoadedRun(policy, world_model=policy, critics=[], task=task, settings={})
+    assert run.act(np.ones((4, 3))).tolist() == [[7.5]] * 4
 
 
 def test_world_model_and_critics_are_the_runs(trained):
