@@ -20,6 +20,8 @@ from torchrl_mage.objectives import (
     TaylorTDLoss,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CategoricalEnsembleLoss",
     "CategoricalWorldModel",

@@ -216,6 +216,8 @@ def model_diagnostics(
         horizon: how many steps the model is let run open loop, on the real actions.
 
     Returns:
+        These tensors, by name.
+
         - ``model_nll`` ``[E]``: each member's negative log-likelihood a dimension, in the unit of
           ``loss_world_model`` (normalised differences, doubled, without constant);
         - ``model_within_1_sigma`` and ``model_within_2_sigma``: the share of next observations

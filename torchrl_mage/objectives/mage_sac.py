@@ -56,8 +56,9 @@ class MAGESACLoss(MAGELoss):
         target_entropy: :math:`\bar H` in nats, or ``"auto"``: minus the number of actions, which
             takes an ``action_spec``.
         loss_function: :math:`\rho`: ``"smooth_l1"``, ``"l2"`` or ``"l1"``.
-        action_spec, bounds, num_qvalue_nets, sub_sample_len, horizon, delay_qvalue,
-            separate_losses, reduction, deactivate_vmap: as in :class:`~torchrl_mage.MAGELoss`.
+        **shared: ``action_spec``, ``bounds``, ``num_qvalue_nets``, ``sub_sample_len``, ``horizon``,
+            ``delay_qvalue``, ``separate_losses``, ``reduction`` and ``deactivate_vmap``, as in
+            :class:`~torchrl_mage.MAGELoss`.
 
     :meth:`forward` writes what :class:`~torchrl_mage.MAGELoss` does, and ``loss_alpha``, ``alpha``
     and ``entropy`` (:math:`-\log \pi(a|s)`, ``[*B]``).

@@ -43,8 +43,9 @@ class TaylorTDLoss(MAGELoss):
         policy_noise: standard deviation of the target policy's noise.
         noise_clip: its bound.
         delay_actor: whether the actor has a target network.
-        action_spec, bounds, num_qvalue_nets, sub_sample_len, horizon, delay_qvalue,
-            separate_losses, reduction, deactivate_vmap: as in :class:`~torchrl_mage.MAGELoss`.
+        **shared: ``action_spec``, ``bounds``, ``num_qvalue_nets``, ``sub_sample_len``, ``horizon``,
+            ``delay_qvalue``, ``separate_losses``, ``reduction`` and ``deactivate_vmap``, as in
+            :class:`~torchrl_mage.MAGELoss`.
 
     Writes what :class:`~torchrl_mage.MAGELoss` does.
 
