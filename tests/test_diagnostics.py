@@ -10,10 +10,17 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 
-from torchrl_mage import GaussianEnsembleWorldModel, OraclePendulum, diagnostics, get_task
+from torchrl_mage import (
+    GaussianEnsembleWorldModel,
+    OraclePendulum,
+    diagnostics,
+    get_task,
+    predict_open_loop,
+)
 from torchrl_mage.diagnostics import (
     model_diagnostics,
     oracle_gradient_error,
+    oracle_value,
     policy_gradient_bound,
 )
 
@@ -139,3 +146,65 @@ def test_the_error_of_a_critic_that_does_not_read_the_action():
     )
     torch.testing.assert_close(found, wanted)
     assert found > 0
+
+
+def test_each_member_goes_its_own_way_open_loop():
+    """Members that say 1 and 2 a step, from 5 on, whatever the episode's later states are."""
+    model = constant_model(1.0, 2.0)
+    model.difference_statistics.update(torch.tensor([[-1.0], [1.0]]))  # not constant, std 1
+    found = predict_open_loop(model, episode(5.0, -7.0, 0.0, 3.0), 3)
+    expected = torch.tensor([[6.0, 7.0, 8.0], [7.0, 9.0, 11.0]]).unsqueeze(-1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_members_own_state_is_what_it_reads():
+    """Against the recursion of one member after the other, with networks that read the state."""
+    torch.manual_seed(1)
+    model = GaussianEnsembleWorldModel(3, 1, ensemble_size=4, num_cells=(8,))
+    real = get_task("Pendulum-v1").make_env().rollout(6)
+    model.update_normalizer(real)
+    found = predict_open_loop(model, real, 5)
+    for member in range(4):
+        state = real["observation"][0]
+        for t in range(5):
+            state = model.predict(state, real["action"][t])[0][member]
+            torch.testing.assert_close(found[member, t], state)
+    assert found[:, -1].std(0).min() > 0
+
+
+def test_what_never_changed_stays_open_loop():
+    model = constant_model(3.0)  # in normalised units, where no difference was ever seen
+    model.difference_statistics.update(torch.tensor([[0.25], [0.25]]))
+    found = predict_open_loop(model, episode(1.0, 0.0, 0.0), 2)
+    torch.testing.assert_close(found, torch.tensor([[[1.25], [1.5]]]))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_steps_that_an_episode_has_not_are_named(steps):
+    with pytest.raises(ValueError, match=f"got {steps} and an episode of shape \\[2\\]"):
+        predict_open_loop(constant_model(0.0), episode(0.0, 1.0, 2.0), steps)
+
+
+def test_the_oracles_value_is_pendulums_return():
+    """gymnasium pays it; its gradient agrees with finite differences of the first action."""
+    policy = TensorDictModule(lambda s: 0.3 * s[..., 1:2], ["observation"], ["action"])
+    env, gamma, horizon = get_task("Pendulum-v1").make_env(), 0.9, 20
+    env.set_seed(3)
+    start = env.reset()
+    rewards = env.rollout(horizon, policy, auto_reset=False, tensordict=start.clone())
+    discounted = rewards["next", "reward"].squeeze(-1) * gamma ** torch.arange(horizon)
+    start = start.select("observation").double().unsqueeze(0)
+    value, slope = oracle_value(policy, OraclePendulum(), start, horizon=horizon, gamma=gamma)
+    assert value.item() == pytest.approx(discounted.sum().item(), rel=1e-4)
+
+    def pushed(push):
+        td = start.clone()
+        total = 0.0
+        for t in range(horizon):
+            action = policy(td)["action"] + push * (t == 0)
+            td = OraclePendulum()(td.set("action", action))
+            total += gamma**t * td["next", "reward"].item()
+            td = td["next"].select("observation")
+        return total
+
+    assert slope.item() == pytest.approx((pushed(1e-5) - pushed(-1e-5)) / 2e-5, rel=1e-5)

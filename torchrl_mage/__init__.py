@@ -1,6 +1,7 @@
 """MAGE (Model-based Action-Gradient-Estimator policy optimisation) as TorchRL primitives."""
 
 from torchrl_mage import diagnostics
+from torchrl_mage.diagnostics import predict_open_loop
 from torchrl_mage.envs import ModelBasedEnv, OraclePendulum, Task, get_task, register_task
 from torchrl_mage.loading import LoadedRun, LoadError, load_run
 from torchrl_mage.modules import (
@@ -43,5 +44,6 @@ __all__ = [
     "diagnostics",
     "get_task",
     "load_run",
+    "predict_open_loop",
     "register_task",
 ]

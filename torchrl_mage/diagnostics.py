@@ -175,22 +175,10 @@ def oracle_gradient_error(
         >>> oracle_gradient_error(policy, flat, OraclePendulum(), upright, horizon=5, gamma=0.99)
         tensor([0.])
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}.")
-    # A push of zero on each action: since the past does not depend on it, the gradient of the whole
-    # return with respect to the push at t is gamma^t times that of the return from t on.
-    pushes, visited, total = [], [], torch.zeros(())
-    state = tensordict.clone(False)
-    for t in range(horizon):
-        action = policy(state.clone(False)).get("action")
-        pushes.append(torch.zeros_like(action).requires_grad_())
-        visited.append(state.clone(False).set("action", action).detach())
-        out = oracle(state.set("action", action + pushes[-1]))
-        if out.get(("next", "terminated"), torch.zeros(())).any():
-            raise ValueError(f"the oracle terminated at step {t}; Eq. 14 takes whole episodes.")
-        total = total + gamma**t * out.get(("next", "reward")).sum()
-        state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
-    true_slope = torch.stack(torch.autograd.grad(total, pushes, materialize_grads=True))
+    pushes, visited, total = _pushed_rollout(policy, oracle, tensordict, horizon, gamma)
+    # The past does not depend on a push, so the gradient of the whole return with respect to the
+    # push at t is gamma^t times that of the return from t on.
+    true_slope = torch.stack(torch.autograd.grad(total.sum(), pushes, materialize_grads=True))
 
     # A first state may bring more than the following ones have, such as a reset's done.
     shared = set.intersection(*[set(state.keys(True, True)) for state in visited])
@@ -201,6 +189,61 @@ def oracle_gradient_error(
     discount = gamma ** torch.arange(horizon, dtype=slope.dtype, device=slope.device)
     discount = discount.reshape(-1, *(1,) * (slope.dim() - 1))
     return (true_slope - discount * slope).abs().sum(-1).sum(0) / horizon
+
+
+@torch.enable_grad()
+def oracle_value(
+    policy: TensorDictModuleBase,
+    oracle: TensorDictModuleBase,
+    tensordict: TensorDictBase,
+    *,
+    horizon: int,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    r"""The true value of a policy's action, and its action-gradient (arXiv:2004.14309, D.2).
+
+    :math:`G(s_0, a_0) = \sum_{t<H} \gamma^t r_t` at :math:`a_0 = \pi(s_0)`: what a critic is to
+    say there. Arguments and errors are those of :func:`oracle_gradient_error`.
+
+    Returns:
+        ``G`` ``[*B]`` and its gradient ``[*B, A]``.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_mage import OraclePendulum
+        >>> policy = TensorDictModule(lambda s: 0 * s[..., :1] + 0.5, ["observation"], ["action"])
+        >>> upright = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]]), batch_size=[1])
+        >>> oracle_value(policy, OraclePendulum(), upright, horizon=1, gamma=0.99)
+        (tensor([-0.0010]), tensor([[-0.0040]]))
+    """
+    pushes, _, total = _pushed_rollout(policy, oracle, tensordict, horizon, gamma)
+    (slope,) = torch.autograd.grad(total.sum(), pushes[:1], materialize_grads=True)
+    return total.detach(), slope
+
+
+def _pushed_rollout(
+    policy: TensorDictModuleBase,
+    oracle: TensorDictModuleBase,
+    tensordict: TensorDictBase,
+    horizon: int,
+    gamma: float,
+) -> tuple[list[Tensor], list[TensorDictBase], Tensor]:
+    """A rollout with a push of zero on each action, its states and actions, its return ``[*B]``."""
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}.")
+    pushes, visited, rewards = [], [], []
+    state = tensordict.clone(False)
+    for t in range(horizon):
+        action = policy(state.clone(False)).get("action")
+        pushes.append(torch.zeros_like(action).requires_grad_())
+        visited.append(state.clone(False).set("action", action).detach())
+        out = oracle(state.set("action", action + pushes[-1]))
+        if out.get(("next", "terminated"), torch.zeros(())).any():
+            raise ValueError(f"the oracle terminated at step {t}; Eq. 14 takes whole episodes.")
+        rewards.append(gamma**t * out.get(("next", "reward")).squeeze(-1))
+        state = step_mdp(out, exclude_done=True, exclude_reward=True, exclude_action=True)
+    return pushes, visited, torch.stack(rewards).sum(0)
 
 
 @torch.no_grad()
@@ -262,6 +305,49 @@ def model_diagnostics(
         "model_disagreement": ((mean_EBD - mean_BD) / scale).square().mean().sqrt(),
         "model_open_loop_error": _open_loop_error(model, episodes, horizon),
     }
+
+
+@torch.no_grad()
+def predict_open_loop(
+    model: GaussianEnsembleWorldModel, episode: TensorDictBase, steps: int
+) -> Tensor:
+    r"""What each member of a world model makes of an episode whose first state alone it is shown.
+
+    A member follows its own mean, :math:`s_{k+1} = \mu_e(s_k, a_k)`, with the episode's actions;
+    how far the members are apart says how sure the ensemble is.
+
+    Args:
+        model: the dynamics.
+        episode: of the real environment, ``[T]``, with the model's ``in_keys``.
+        steps: how many, ``K``.
+
+    Returns:
+        The observations after 1, 2 ... ``K`` steps, ``[E, K, D]``, in raw units.
+
+    Raises:
+        ValueError: ``episode`` has another number of dimensions, or fewer than ``steps`` steps, or
+            ``steps`` is below 1.
+
+    Example:
+        >>> from torchrl_mage import get_task
+        >>> episode = get_task("Pendulum-v1").make_env().rollout(20)
+        >>> model = GaussianEnsembleWorldModel(3, 1, ensemble_size=4, num_cells=(8,))
+        >>> predict_open_loop(model, episode, 10).shape
+        torch.Size([4, 10, 3])
+    """
+    if episode.dim() != 1 or not 1 <= steps <= len(episode):
+        raise ValueError(
+            f"steps must be from 1 to the length of one episode [T], got {steps} and an episode of "
+            f"shape {list(episode.shape)}."
+        )
+    observation, action = (episode[key] for key in model.in_keys)
+    state_ED = observation[0].expand(model.ensemble_size, -1)
+    states = []
+    for t in range(steps):
+        mean_EED, _ = model.predict(state_ED, action[t].expand(model.ensemble_size, -1))
+        state_ED = model._steady(state_ED, mean_EED.diagonal().T)  # each member's own
+        states.append(state_ED)
+    return torch.stack(states, 1)
 
 
 def _predict(
