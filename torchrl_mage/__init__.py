@@ -3,7 +3,7 @@
 from torchrl_mage import diagnostics
 from torchrl_mage.diagnostics import predict_open_loop
 from torchrl_mage.envs import ModelBasedEnv, OraclePendulum, Task, get_task, register_task
-from torchrl_mage.loading import LoadedRun, LoadError, load_run
+from torchrl_mage.loading import LoadedRun, LoadError, load_run, ship_run
 from torchrl_mage.modules import (
     CategoricalWorldModel,
     GaussianEnsembleWorldModel,
@@ -46,4 +46,5 @@ __all__ = [
     "load_run",
     "predict_open_loop",
     "register_task",
+    "ship_run",
 ]

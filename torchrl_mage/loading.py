@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from torchrl_mage.modules import (
     stochastic_actor,
 )
 
+MODEL = ("world_model", "reward", "termination")
+PARTS = ("actor", "critics", "critic", "normalizer", "reward_scaler", *MODEL)
 CONFIG, NETWORKS, BEST = "config.yaml", "networks.pt", "best_networks.pt"
 IN_A_LOSS = {"actor": "actor_network_params.", "critics": "qvalue_network_params."}
 
@@ -104,24 +107,83 @@ def load_run(
             ...
         torchrl_mage.loading.LoadError: no/such/folder holds no run: it has no config.yaml. ...
     """
-    import yaml  # of the extra "examples", as is all that writes runs
-
     path = Path(path)
-    try:
-        settings = yaml.safe_load((path / CONFIG).read_text())
-    except OSError as error:
-        raise LoadError(
-            f"{path} holds no run: it has no {CONFIG}. Name the folder that a script printed or "
-            "was given, e.g. runs/mage_td3/pendulum/seed0_DATE."
-        ) from error
+    settings = _settings(path)
     states = _states(path, best)
     try:
         return _built(settings, states, torch.device(device or "cpu"))
+    except ValueError as error:  # the task's, which names what is missing
+        raise LoadError(f"{path} cannot be loaded here: {error}") from error
     except (KeyError, TypeError, RuntimeError) as error:
         raise LoadError(
             f"{path} is the run of another version of this package, or of a script without these "
             f"networks: {type(error).__name__}: {error}. Load it with the version that trained it."
         ) from error
+
+
+def ship_run(path: str | Path, out: str | Path, *, best: bool = False, limit: int = 10**6) -> bool:
+    """Writes a folder with no more of a run than :func:`load_run` needs, for others to have.
+
+    Args:
+        path: the run's folder.
+        out: the new one, with the run's ``config.yaml`` and a ``networks.pt``.
+        best: the networks of the best evaluation instead of the last ones.
+        limit: of ``networks.pt``, in bytes. Of a larger one policy and critics alone are written:
+            the world model and a learned reward or termination stay behind.
+
+    Returns:
+        Whether all is there.
+
+    Raises:
+        LoadError: as :func:`load_run`, ``out`` holds a run already, or cannot be written, or policy
+            and critics alone are larger than ``limit``.
+
+    Example:
+        >>> ship_run("no/such/folder", "agent")
+        Traceback (most recent call last):
+            ...
+        torchrl_mage.loading.LoadError: no/such/folder holds no run: it has no config.yaml. ...
+    """
+    path, out = Path(path), Path(out)
+    load_run(path, best=best)  # what cannot be loaded is not shipped
+    states = {name: state for name, state in _states(path, best).items() if name in PARTS}
+    whole = _packed(states)
+    agent = whole
+    if len(whole) > limit:
+        agent = _packed({name: state for name, state in states.items() if name not in MODEL})
+    if len(agent) > limit:
+        raise LoadError(
+            f"policy and critics of {path} take {len(agent)} bytes; {limit} are allowed."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / CONFIG).exists():
+            raise LoadError(f"{out} holds a run already; name a new folder.")
+        (out / CONFIG).write_text((path / CONFIG).read_text())
+        (out / NETWORKS).write_bytes(agent)
+    except OSError as error:
+        raise LoadError(f"{out} cannot be written: {error}") from error
+    return agent is whole
+
+
+def _packed(states: States) -> bytes:
+    file = io.BytesIO()
+    torch.save(states, file)
+    return file.getvalue()
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    import yaml  # of the extra "examples", as is all that writes runs
+
+    try:
+        return yaml.safe_load((path / CONFIG).read_text())
+    except OSError as error:
+        raise LoadError(
+            f"{path} holds no run: it has no {CONFIG}. Name the folder that a script printed or "
+            "was given, e.g. runs/mage_td3/pendulum/seed0_DATE."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path / CONFIG} is damaged: {error}") from error
 
 
 def _states(path: Path, best: bool) -> States:
@@ -187,11 +249,14 @@ def _world_model(
 ) -> TensorDictSequential:
     """Dynamics, reward, termination and the next state's normaliser, in the order of use."""
     obs_dim = normalizer.statistics.mean.shape[0]
+    scaler = []
+    if "reward_scaler" in states:
+        scaler = [_filled(RewardScaler(settings["discount"]), states["reward_scaler"])]
     follow = normalizer.on(("next", "observation"), ("next", "normalized_observation"))
     if "world_model" not in states:  # a script that has the true dynamics, or none
         if settings["script"] == "mage_ddpg":
             return TensorDictSequential(OraclePendulum(), follow)
-        return TensorDictSequential(_NoModel())
+        return TensorDictSequential(_NoModel(), *scaler)  # the critics' unit stays known
     model = settings["world_model"]
     dynamics = GaussianEnsembleWorldModel(
         obs_dim,
@@ -209,21 +274,20 @@ def _world_model(
             parts.append(_filled(kind(obs_dim, action_dim, num_cells=cells), states[name]))
         elif known is not None:
             parts.append(known)
-        if name == "reward" and "reward_scaler" in states:
-            scaler = RewardScaler(settings["discount"])
-            parts.append(_filled(scaler, states["reward_scaler"]))
+        if name == "reward":
+            parts += scaler
     return TensorDictSequential(*parts, follow)
 
 
 class _NoModel(TensorDictModule):
-    """In the place of a world model, where a model-free script trained none."""
+    """In the place of a world model, where the script trained none or it was not shipped."""
 
     def __init__(self) -> None:
         super().__init__(self._refuse, in_keys=["observation"], out_keys=[("next", "observation")])
 
     @staticmethod
     def _refuse(observation: Tensor) -> Tensor:
-        raise LoadError("this run is model-free: it has no world model.")
+        raise LoadError("this run is model-free or was shipped so: it has no world model.")
 
 
 def _filled(module: Any, state: Mapping[str, Tensor]) -> Any:

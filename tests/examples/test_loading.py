@@ -137,5 +137,5 @@ def test_what_is_no_run_is_named(trained, tmp_path):
 
 def test_a_model_free_run_has_no_world_model(trained):
     run = load_run(trained("td3"))
-    with pytest.raises(LoadError, match="model-free: it has no world model"):
+    with pytest.raises(LoadError, match="was shipped so: it has no world model"):
         run.world_model(TensorDict(observation=torch.zeros(3)))

@@ -46,10 +46,12 @@ def evaluate(
     episodes: int,
     seed: int,
     max_steps: int = 10_000,
+    exploration: ExplorationType = ExplorationType.DETERMINISTIC,
 ) -> Evaluation:
-    """Runs whole episodes with the deterministic policy.
+    """Runs whole episodes with the deterministic policy, or as ``exploration`` says.
 
-    Stateless: the episodes depend on the policy and ``seed`` alone, so that an interrupted and
+    Stateless: the episodes depend on the policy and ``seed`` alone (and, of a policy that draws its
+    actions, on the global generator), so that an interrupted and
     resumed run evaluates what an uninterrupted one would.
 
     Args:
@@ -58,6 +60,7 @@ def evaluate(
         episodes: number of episodes.
         seed: seeds the environment.
         max_steps: where an episode without an end is cut.
+        exploration: ``RANDOM`` draws the actions of a stochastic policy.
 
     Raises:
         ValueError: ``episodes`` is below 1.
@@ -73,7 +76,7 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}.")
     env.set_seed(seed)
     returns, lengths, kept = [], [], []
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    with set_exploration_type(exploration):
         for _ in range(episodes):
             episode = env.rollout(max_steps, policy)
             kept.append(episode)
@@ -102,7 +105,7 @@ def use_offscreen_rendering() -> None:
         import imageio_ffmpeg  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'video=true needs {error.name}: pip install -e ".[video]"'
+            f'a video needs {error.name}: pip install -e ".[video]"'
         ) from error
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -117,8 +120,9 @@ def record_episode(
     seed: int,
     fps: int = 30,
     max_steps: int = 1000,
+    exploration: ExplorationType = ExplorationType.DETERMINISTIC,
 ) -> None:
-    """Writes one episode of the deterministic policy as an MP4 file.
+    """Writes one episode of the deterministic policy, or as ``exploration`` says, as an MP4 file.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
@@ -127,11 +131,12 @@ def record_episode(
         seed: seeds the environment.
         fps: frames a second of the video.
         max_steps: where an episode without an end is cut.
+        exploration: ``RANDOM`` draws the actions of a stochastic policy.
     """
     import imageio.v2 as imageio  # an extra
 
     env.set_seed(seed)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    with set_exploration_type(exploration):
         filmed = TransformedEnv(env, PixelRenderTransform(preproc=np.ascontiguousarray))
         frames = filmed.rollout(max_steps, policy)["next", "pixels"]
     imageio.mimsave(path, list(frames.cpu().numpy()), fps=fps, macro_block_size=None)
