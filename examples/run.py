@@ -24,6 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
+from usage import usage
 
 from torchrl_mage import GaussianEnsembleWorldModel, Normalizer
 from torchrl_mage.diagnostics import model_diagnostics
@@ -97,6 +98,7 @@ for resolver, function in (
     ("offline", offline),
     ("short", short),
     ("without", without),
+    ("usage", usage),
 ):
     OmegaConf.register_new_resolver(resolver, function, replace=True)
 
