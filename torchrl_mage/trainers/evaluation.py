@@ -135,8 +135,9 @@ def record_episode(
     """
     import imageio.v2 as imageio  # an extra
 
-    env.set_seed(seed)
+    filmed = TransformedEnv(env, PixelRenderTransform(preproc=np.ascontiguousarray))
+    _ = filmed.observation_spec  # resets the environment to see its pixels' shape
+    filmed.set_seed(seed)
     with set_exploration_type(exploration):
-        filmed = TransformedEnv(env, PixelRenderTransform(preproc=np.ascontiguousarray))
         frames = filmed.rollout(max_steps, policy)["next", "pixels"]
     imageio.mimsave(path, list(frames.cpu().numpy()), fps=fps, macro_block_size=None)
