@@ -88,6 +88,15 @@ class OtherGenerator(PendulumEnv):
         return super().step(action + 0.1 * self.np_random.normal(size=1))
 
 
+class OldGenerator(OtherGenerator):
+    """NumPy's old one, as dm_control's environments have it in gymnasium."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.np_random = np.random.RandomState(seed)
+        return PendulumEnv.reset(self, options=options)
+
+
 class Views(gymnasium.Env):
     """Position and velocity are views of one array, and change in place."""
 
@@ -226,6 +235,7 @@ def delayed(env):
         DelayedAction,
         GustsOfTheEpisode,
         OtherGenerator,
+        OldGenerator,
         Views,
         Attributes,
         OtherMasses,
@@ -247,6 +257,31 @@ def test_it_goes_on_bit_for_bit(task):
     assert (rest == expected[SAVED:]).all()
 
 
+class Counts(gymnasium.Wrapper):
+    """Of all its steps, of which nothing depends until there are many."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.steps, self.lately = 0, deque(maxlen=3)
+
+    def step(self, action):
+        self.steps += 1
+        self.lately.append(self.steps)
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("task", [Counts], indirect=True)
+def test_what_is_kept_from_before_the_episode_is_named(task):
+    expected, state, generator, _ = uninterrupted(task)
+    other = collecting(task, seed=5)
+    position = CollectorState(other)
+    message = r"goes on in its episode, .* from before it: Counts.steps, Counts.lately is not what"
+    with pytest.warns(UserWarning, match=message):
+        position.load_state_dict(state)
+    assert not position.new_episode
+    assert (rest_of(other, generator) == expected[SAVED:]).all()
+
+
 # ---------------------------------------------------------------- a new episode
 
 
@@ -260,6 +295,11 @@ def noise_object(env):
 
 def hidden_generator(env):
     return Gusts(env, np.random.default_rng().normal)
+
+
+def in_a_closure(env):
+    generator = np.random.default_rng()
+    return Gusts(env, lambda: generator.normal())
 
 
 PAID = r"its replay paid -?[\d.e-]+ at step 1 of the episode where -?[\d.e-]+ was paid"
@@ -296,7 +336,8 @@ def assert_starts_anew(task, why, *, during=contextlib.nullcontext):
         (NormalizeReward, PAID),
         (own_generator, OWN),
         (noise_object, OWN),
-        (hidden_generator, r"its replay (paid|of 5 steps ended)"),
+        (hidden_generator, OWN),
+        (in_a_closure, OWN),
     ],
     indirect=["task"],
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator
+import warnings
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+from torchrl_mage.envs.attributes import digests, own_generators
 
 
 class ReplayError(RuntimeError):
@@ -23,7 +22,8 @@ class RecordedEnv(gymnasium.Wrapper):
 
     That is all that an environment's state follows from, whatever it consists of: the state of its
     generator before the last reset, the reset's seed, and the actions since. A replay is verified:
-    it must pay the same rewards and end in the same observation.
+    it must pay the same rewards and end in the same observation. What it leaves in an attribute
+    other than it was, such as a count of all episodes, is named in a warning.
 
     Args:
         env: draws its random numbers from gymnasium's ``np_random``.
@@ -72,6 +72,7 @@ class RecordedEnv(gymnasium.Wrapper):
             "observation": None
             if self._observation is None
             else torch.from_numpy(self._observation.copy()),
+            "attributes": digests(self.env),
         }
 
     def replay(self, episode: dict[str, Any], *, seconds: float = 60.0) -> None:
@@ -101,7 +102,7 @@ class RecordedEnv(gymnasium.Wrapper):
         if episode["observation"] is None:
             self._set_generator(episode["generator"])
             return
-        if own := list(self._own_generators()):
+        if own := own_generators(self.env):
             raise ReplayError(f"it draws from a generator of its own ({', '.join(own)})")
         self._set_generator(episode["begin"]["generator"])
         self.reset(seed=episode["begin"]["seed"])
@@ -123,39 +124,37 @@ class RecordedEnv(gymnasium.Wrapper):
             )
         if self._generator() != episode["generator"]:
             raise ReplayError("its replay drew other random numbers")
+        now = digests(self.env)
+        then = episode.get("attributes", now)  # a checkpoint of an older version has none
+        changed = [name for name, value in now if [name, value] not in then]
+        gone = {name for name, _ in then}.difference(name for name, _ in now)
+        if changed := [*dict.fromkeys(changed), *sorted(gone)]:
+            warnings.warn(
+                f"the run goes on in its episode, where {self._name()} keeps something from before "
+                f"it: {', '.join(changed)} is not what it was. Where what comes depends on that, "
+                "it is not bit for bit what it would have been.",
+                stacklevel=4,
+            )
 
     def _name(self) -> str:
         spec = self.env.spec
         return spec.id if spec is not None else type(self.unwrapped).__name__
 
-    def _layers(self) -> Iterator[gymnasium.Env]:
-        layer = self.env
-        while isinstance(layer, gymnasium.Wrapper):
-            yield layer
-            layer = layer.env
-        yield layer
-
-    def _own_generators(self) -> Iterator[str]:
-        """Names of generators that a replay would not set, in attributes and theirs."""
-        known = self.unwrapped.np_random
-        for layer in self._layers():
-            for name, value in vars(layer).items():
-                if name == "_np_random" or isinstance(value, (gymnasium.Env, gymnasium.Space)):
-                    continue
-                inner = vars(value).values() if hasattr(value, "__dict__") else ()
-                if any(isinstance(x, GENERATORS) and x is not known for x in (value, *inner)):
-                    yield f"{type(layer).__name__}.{name}"
-
     def _generator(self) -> Any:
         """The state of gymnasium's generator, its integers as text: some have 128 bits."""
         generator = self.unwrapped.np_random
+        if isinstance(generator, np.random.RandomState):
+            return _encode(generator.get_state(legacy=False))
         if not isinstance(generator, np.random.Generator):
             return None
         return _encode(generator.bit_generator.state)
 
     def _set_generator(self, state: Any) -> None:
-        if state is not None:
-            self.unwrapped.np_random.bit_generator.state = _decode(state)
+        generator = self.unwrapped.np_random
+        if isinstance(generator, np.random.RandomState):
+            generator.set_state(_decode(state))
+        elif state is not None:
+            generator.bit_generator.state = _decode(state)
 
 
 def _encode(state: Any) -> Any:
@@ -171,4 +170,6 @@ def _decode(state: Any) -> Any:
         return {key: _decode(value) for key, value in state.items()}
     if isinstance(state, list):
         return np.array(state, np.uint64)
+    if isinstance(state, float):
+        return state
     return int(state) if state.lstrip("-").isdigit() else state
