@@ -34,12 +34,14 @@ def fit(model, td, steps=600):
     return model
 
 
-def test_a_reward_of_all_three_is_recovered():
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_a_reward_of_all_three_is_recovered(unit):
     """It reads the next state and the action too, which the authors' code never did."""
 
     def reward(td):
         state, next_state = td["observation"], td["next", "observation"]
-        return 100 + state[..., :1] - 2 * next_state[..., 1:2] + 5 * td["action"][..., :1]
+        paid = 100 + state[..., :1] - 2 * next_state[..., 1:2] + 5 * td["action"][..., :1]
+        return unit * paid
 
     td = transitions(4000)
     td["next", "reward"] = reward(td)

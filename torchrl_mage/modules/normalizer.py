@@ -18,7 +18,7 @@ class RunningStatistics(nn.Module):
     """Mean and population standard deviation of a stream of vectors.
 
     Buffers change in place, so that whoever holds this module, or its tensors, sees every update.
-    A feature whose standard deviation is below ``1e-6`` gets 1, so that it is centred only.
+    A feature whose standard deviation is 0 or below ``min_std`` gets 1, so that it is centred only.
 
     Updates are computed in float64. What the buffers' dtype rounds away of mean and variance is
     kept beside them (``mean_rest``, ``var_rest``), so that small steps of a large mean add up; a
@@ -28,6 +28,7 @@ class RunningStatistics(nn.Module):
         size: number of features ``D``.
         device: device of the buffers.
         dtype: floating dtype of the buffers.
+        min_std: below it a feature counts as constant.
 
     Example:
         >>> statistics = RunningStatistics(1)
@@ -51,8 +52,10 @@ class RunningStatistics(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        min_std: float = MIN_STD,
     ) -> None:
         super().__init__()
+        self.min_std = min_std
         if size < 1:
             raise ValueError(f"size must be a positive number of features, got {size}.")
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
@@ -85,7 +88,7 @@ class RunningStatistics(nn.Module):
         _keep(self.mean, self.mean_rest, self._exact_mean + share * shift)
         self.count.copy_(total)
         std = var.sqrt()
-        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+        self.std.copy_(torch.where(self._is_constant(std), torch.ones_like(std), std))
 
     @property
     def _exact_mean(self) -> Tensor:
@@ -98,7 +101,10 @@ class RunningStatistics(nn.Module):
     @property
     def constant(self) -> Tensor:
         """Which features two vectors or more have shown not to change, boolean ``[D]``."""
-        return (self.count > 1) & (self.var.sqrt() < MIN_STD)
+        return (self.count > 1) & self._is_constant(self._exact_var.sqrt())
+
+    def _is_constant(self, std: Tensor) -> Tensor:
+        return (std < self.min_std) | (std.to(self.std.dtype) == 0)
 
     def normalize(self, values: Tensor) -> Tensor:
         """Centres and scales ``values`` of shape ``[*B, D]``.

@@ -87,7 +87,8 @@ class RewardModel(_TransitionNetwork):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(obs_dim, action_dim, num_cells, in_keys, out_keys, device)
-        self.reward_statistics = RunningStatistics(1, device=device)
+        # However little a task pays, its differences are what is to be learned.
+        self.reward_statistics = RunningStatistics(1, device=device, min_std=0.0)
 
     def update_normalizer(self, tensordict: TensorDictBase) -> None:
         """Takes the transitions of ``tensordict`` into the statistics, each to be passed once."""
