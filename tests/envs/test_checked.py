@@ -185,13 +185,32 @@ def test_infos_are_copied():
         (Box(0, 10, (2,), np.int64), [9.9, 0.4], [10, 0]),
         (Box(0, 255, (2,), np.uint8), [256.0, -1.0], [255, 0]),
         (Box(-3, 3, (2,), np.int32), [-2.6, 3.4], [-3, 3]),
-        (Box(0, 10, (2,), np.float64), [9.9, 11.0], [np.float32(9.9), 11.0]),
+        (Box(0, 10, (2,), np.float64), [9.9, 11.0], [np.float32(9.9), 10.0]),
+        (Box(0, 0.1, (2,), np.float64), [0.1, 0.05], [0.1, np.float32(0.05)]),
+        (Box(0, 0.1, (1,), np.float16), [0.1], [np.float16(0.1)]),
+        (Box(0, 10, (2,), np.float32), [9.5, 11.0], [9.5, 11.0]),
     ],
 )
 def test_the_nearest_action_in_the_box_is_taken(space, given, taken):
     action = taken_as(space, np.array(given, np.float32))
     assert action.dtype == space.dtype
     assert action.tolist() == taken
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_action_that_is_not_finite_reaches_no_environment(dtype, bad):
+    class Fragile(InPlace):
+        action_space = Box(0, 10, (1,), dtype)
+
+        def step(self, action):
+            raise AssertionError("it was reached")
+
+    gymnasium.register("torchrl_mage_test/Fragile-v0", Fragile)
+    env = Task("torchrl_mage_test/Fragile-v0").make_env(disable_env_checker=True)
+    gymnasium.registry.pop("torchrl_mage_test/Fragile-v0")
+    with pytest.raises(FloatingPointError, match=rf"the policy gave the action \[{bad}\]"):
+        env.rollout(1, lambda td: td.set("action", torch.full((1,), bad)))
 
 
 # ---------------------------------------------------------------- what float32 rounds

@@ -140,6 +140,8 @@ def taken(action_space, actions, wrap=None):
         (Box(0, 255, (2,), np.uint8), [[0, 255], [129, 204], [140, 96]]),  # 128.8, 204, 140.3, 95.6
         (Box(-1, 1, (2,), np.int8), [[-1, 1], [0, 1], [0, 0]]),
         (Box(0, 10, (2,), np.float32), [[0, 10], [5.05, 8], [5.5, 3.75]]),
+        (Box(0, 10, (2,), np.float64), [[0, 10], [5.05, 8], [5.5, 3.75]]),
+        (Box(0, 0.1, (2,), np.float64), [[0, 0.1], [0.0505, 0.08], [0.055, 0.0375]]),
     ],
 )
 def test_whole_actions_are_scaled_and_rounded(action_space, expected):

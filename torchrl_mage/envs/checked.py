@@ -35,6 +35,7 @@ class CheckedEnv(gymnasium.Wrapper):
             thread, and a call that comes back to Python now and then.
 
     Raises:
+        FloatingPointError: an action is not finite; the environment does not see it.
         EnvironmentFault: the environment raised, took longer than ``timeout``, or returned other
             than gymnasium's interface has, an observation of another shape or no numbers, a reward
             that is no number, or a termination or truncation that is not true or false. Values
@@ -130,7 +131,7 @@ class CheckedEnv(gymnasium.Wrapper):
 
 
 class RealActions(gymnasium.ActionWrapper):
-    """Takes real numbers where the environment takes whole ones, the nearest in its box.
+    """Takes float32 where the environment takes other numbers, such as whole ones.
 
     Example:
         >>> from gymnasium.wrappers import TransformAction
@@ -152,11 +153,29 @@ class RealActions(gymnasium.ActionWrapper):
 
 
 def taken_as(space: gymnasium.Space, action: np.ndarray) -> np.ndarray:
-    """A copy of the action in the box's dtype; where that is whole, the nearest in the box."""
+    """A copy of a float32 action in the box's dtype; if that is another one, the nearest in it.
+
+    Raises:
+        FloatingPointError: the action is not finite.
+    """
     assert isinstance(space, Box)
-    if space.dtype.kind != "f":  # a cast alone would cut 9.9 down to 9 and wrap 256 to 0
-        action = np.clip(np.rint(action), space.low, space.high)
-    return action.astype(space.dtype)
+    if not np.isfinite(action).all():
+        raise FloatingPointError(
+            f"the policy gave the action {action.tolist()}, which no environment can take. Nothing "
+            "was done with it. A policy gives such actions when it diverged."
+        )
+    if space.dtype == np.float32:
+        return action.astype(np.float32)
+    # A cast alone would cut 9.9 down to 9, wrap 256 to 0, and leave float64's 0.1 for float32's.
+    whole = space.dtype.kind != "f"
+    exact = np.rint(action) if whole else action.astype(np.float64)
+    return np.clip(exact, space.low, space.high).astype(space.dtype)
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    """A copy in float32, which an environment that writes into its own array leaves alone."""
+    with np.errstate(over="ignore"):  # to infinity, which the trainer refuses by name
+        return array.astype(np.float32)
 
 
 def _copied(info: Any) -> Any:

@@ -112,8 +112,8 @@ class Task:
         if self.wrap is not None:
             env = self.wrap(env)
         env = _flattened(self.name, env)
-        real = _checked_actions(self.name, env.action_space).dtype.kind == "f"
-        return env if real else RealActions(env)
+        space = _checked_actions(self.name, env.action_space)
+        return env if space.dtype == np.float32 else RealActions(env)
 
 
 def _flattened(name: str, env: gymnasium.Env) -> gymnasium.Env:
