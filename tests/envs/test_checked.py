@@ -222,8 +222,9 @@ class Clock(gymnasium.Env):
     observation_space = Box(-np.inf, np.inf, (2,), np.float64)
     action_space = Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, start, tick):
+    def __init__(self, start, tick, reward=0.0):
         self.start, self.tick, self.count = start, tick, 0
+        self.reward = reward
 
     def observation(self):
         passed = self.tick * self.count
@@ -235,7 +236,7 @@ class Clock(gymnasium.Env):
 
     def step(self, action):
         self.count += 1
-        return self.observation(), 0.0, False, False, {}
+        return self.observation(), self.reward + self.count % 5, False, False, {}
 
 
 gymnasium.register("torchrl_mage_test/Clock-v0", Clock)
@@ -256,6 +257,19 @@ def test_a_feature_that_float32_rounds_to_a_few_levels_is_named():
     with pytest.warns(UserWarning, match=message) as caught:
         run(CheckedEnv(Clock(1.7e9, 1.0), "clock"), 300)
     assert len(caught) == 1, "once"
+
+
+def test_a_reward_that_float32_rounds_to_a_few_levels_is_named_with_a_remedy():
+    """Near 4e7 it steps by 4, and the rewards vary by 4."""
+    message = (
+        r"clock: the reward, near 4e\+07, has varied by 4, and float32 steps by 4 there. It keeps "
+        r"0.0 decimal digits.*a wrap that centres it, e.g. gymnasium.wrappers.TransformReward"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        run(CheckedEnv(Clock(0.0, 0.0, 4e7), "clock"), 300)
+    assert len(caught) == 1, "once"
+    centred = gymnasium.wrappers.TransformReward(Clock(0.0, 0.0, 4e7), lambda reward: reward - 4e7)
+    run(CheckedEnv(centred, "clock"), 300)  # a warning is an error here
 
 
 @pytest.mark.parametrize(

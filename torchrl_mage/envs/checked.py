@@ -26,7 +26,7 @@ class CheckedEnv(gymnasium.Wrapper):
 
     What it returns is a copy, which an environment that writes into its own arrays leaves alone. A
     whole number is taken for an action where the environment takes no other: the nearest in its
-    box. A feature that float32 rounds to a few levels is named in a warning.
+    box. A feature, or a reward, that float32 rounds to a few levels is named in a warning.
 
     Args:
         env: observations and actions are one vector each.
@@ -54,6 +54,7 @@ class CheckedEnv(gymnasium.Wrapper):
         self.action_space = _in_float32(env.action_space)
         self._name = name
         self._watch_rounding = RoundingWatch(name)
+        self._watch_reward = RoundingWatch(name, "the reward", "gymnasium.wrappers.TransformReward")
         self._timeout = timeout
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -68,6 +69,7 @@ class CheckedEnv(gymnasium.Wrapper):
         out = self._call("step", lambda: self.env.step(taken))
         observation, reward, terminated, truncated, info = self._parts(out, 5, "step")
         paid = self._number(reward, f"the reward {reward!r}; it must be one number")
+        self._watch_reward(np.array([paid]), _rounded(np.array([paid])))
         ends = [
             self._flag(value, name)
             for value, name in ((terminated, "terminated"), (truncated, "truncated"))
@@ -105,7 +107,7 @@ class CheckedEnv(gymnasium.Wrapper):
             self._fault(f"an observation of shape {array.shape}; its space says {shape}")
         if array.dtype.kind not in REAL:
             self._fault(f"an observation of dtype {array.dtype}; it must be real numbers")
-        rounded = array.astype(np.float32)  # copies: the environment may write into its own
+        rounded = _rounded(array)
         self._watch_rounding(array, rounded)
         return rounded
 

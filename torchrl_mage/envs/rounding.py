@@ -1,4 +1,4 @@
-"""What float32 takes from an observation, said once."""
+"""What float32 takes from an observation or a reward, said once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class RoundingWatch:
 
     Args:
         name: what the message calls the environment.
+        what: whose numbers they are; ``{}`` is a number's place.
+        remedy: what centres them.
 
     Example:
         >>> watch = RoundingWatch("clock")
@@ -32,14 +34,19 @@ class RoundingWatch:
         (1, 'clock: feature 0 of the obs')
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        what: str = "feature {} of the observation",
+        remedy: str = "gymnasium.wrappers.TransformObservation",
+    ) -> None:
+        self._name, self._what, self._remedy = name, what, remedy
         self._seen = 0
         self._low, self._high = np.array(np.inf), np.array(-np.inf)
         self._rounded = self._told = np.array(False)
 
     def __call__(self, exact: np.ndarray, rounded: np.ndarray) -> None:
-        """Takes in an observation of real numbers ``[D]`` and its copy in float32."""
+        """Takes in real numbers ``[D]`` and their copy in float32."""
         if exact.dtype == np.float32 or not (np.abs(rounded) > LARGE).any():
             return
         self._seen += 1
@@ -55,8 +62,9 @@ class RoundingWatch:
         for i in np.flatnonzero(lost):
             digits = max(0.0, float(np.log10(varied[i] / step[i])))
             warnings.warn(
-                f"{self._name}: feature {i} of the observation, near {rounded[i]:g}, has varied by "
+                f"{self._name}: {self._what.format(i)}, near {rounded[i]:g}, has varied by "
                 f"{varied[i]:g}, and float32 steps by {step[i]:g} there. It keeps {digits:.1f} "
-                "decimal digits of that. Give the Task a wrap that centres it.",
+                "decimal digits of that. Give the Task a wrap that centres it, e.g. "
+                f"{self._remedy}.",
                 stacklevel=2,
             )
