@@ -189,6 +189,7 @@ def _started(train: Train, cfg: DictConfig, path: Path, title: str, show: Sequen
         on_divergence=cfg.on_divergence,
         divergence_limit=cfg.divergence_limit,
         scaled=cfg.critic.get("units") == "range",
+        settings=OmegaConf.to_container(cfg),
     )
     try:
         with run:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import yaml
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
@@ -31,6 +32,7 @@ from torchrl_mage.trainers import (
     chosen_folder,
     open_run,
 )
+from torchrl_mage.trainers.folder import held_folder
 
 TASKS = [
     "Pendulum-v1",
@@ -287,7 +289,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(tmp_path):
     with pytest.raises(CheckpointError, match="could not be written.*Free space"):
         Run(tmp_path / "file").checkpointer.restore_or_start()
     with pytest.raises(CheckpointError, match="run folder .* cannot be written: .*hydra.run.dir"):
-        open_run(tmp_path / "file" / "run", {}, schema={}, resume=None, overridden=[])
+        held_folder(tmp_path / "file" / "run").__enter__()
 
 
 def test_a_run_starts_with_a_checkpoint_and_goes_on_from_it(tmp_path):
@@ -376,10 +378,33 @@ def test_another_environments_state_is_refused():
 # ---------------------------------------------------------------- which run
 
 
+def begun(path, settings):
+    """A new run's settings and folder, which it has held for a moment."""
+    settings, path = open_run(path, settings, schema={}, resume=None, overridden=[])
+    with held_folder(path, settings):
+        pass
+    return settings, path
+
+
+def test_of_two_that_start_at_once_the_settings_are_those_of_the_one_that_trains(tmp_path):
+    one, other = ({"seed": seed, "loss": {"lmbda": 0.2}} for seed in (1, 2))
+    for settings in (one, other):  # both find the folder empty
+        open_run(tmp_path, settings, schema={}, resume=None, overridden=[])
+    with held_folder(tmp_path, one):
+        with pytest.raises(RunInUseError, match="another process trains in"):
+            held_folder(tmp_path, other).__enter__()
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == one
+        Run(tmp_path).advance(4).save()
+    with pytest.raises(CheckpointError, match="began meanwhile: seed: 1 -> 2. Choose another"):
+        held_folder(tmp_path, other).__enter__()
+    with held_folder(tmp_path, one):
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == one
+
+
 def test_which_run_is_continued(tmp_path):
     settings = {"seed": 1, "loss": {"lmbda": 0.2}, "resume": None}
     fresh = tmp_path / "new"
-    first, path = open_run(tmp_path / "old", settings, schema={}, resume=None, overridden=[])
+    first, path = begun(tmp_path / "old", settings)
     assert (first, path) == (settings, tmp_path / "old")
     auto = {**settings, "resume": "auto"}
     assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == fresh, (
@@ -397,7 +422,7 @@ def test_which_run_is_continued(tmp_path):
 
 def test_two_processes_do_not_train_one_run(tmp_path):
     settings = {"seed": 1}
-    open_run(tmp_path / "old", settings, schema={}, resume=None, overridden=[])
+    begun(tmp_path / "old", settings)
     Run(tmp_path / "old").advance(4).save()
 
     with RunLock(tmp_path / "old"):
@@ -440,7 +465,7 @@ def test_a_named_run_may_be_made_longer_not_shorter(tmp_path):
 
 def test_a_named_run_keeps_its_settings(tmp_path):
     old = tmp_path / "old"
-    open_run(old, {"seed": 1, "loss": {"lmbda": 0.2}}, schema={}, resume=None, overridden=[])
+    begun(old, {"seed": 1, "loss": {"lmbda": 0.2}})
     with pytest.raises(CheckpointError, match="no checkpoint of a run in"):
         open_run(old, {"seed": 0}, schema={}, resume=str(old), overridden=[])
     Run(old).advance(4).save()
@@ -460,7 +485,7 @@ def test_a_named_run_keeps_its_settings(tmp_path):
     with pytest.raises(CheckpointError, match="other settings: seed: 1 -> 0; loss.lmbda"):
         open_run(old, default, schema={}, resume=str(old), overridden=experiment)
     sac = {"script": "mage_sac", "seed": 0}
-    open_run(tmp_path / "sac", sac, schema={}, resume=None, overridden=[])
+    begun(tmp_path / "sac", sac)
     Run(tmp_path / "sac").advance(4).save()
     with pytest.raises(CheckpointError, match="script mage_sac, not of td3: continue it with"):
         open_run(

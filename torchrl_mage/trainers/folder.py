@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,57 @@ class RunLock:
             return True
 
 
+@contextmanager
+def held_folder(path: Path, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """A run's folder, made if it is missing, locked, with its settings as ``config.yaml``.
+
+    The settings are written under the lock: of two processes that start in the same instant, those
+    of the one that trains are in there.
+
+    Args:
+        path: of the folder.
+        settings: of the run; ``None`` leaves the file alone.
+
+    Raises:
+        RunInUseError: another process trains in there.
+        CheckpointError: it cannot be written, or holds a run with other settings by now.
+    """
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunLock(path))
+            if settings is not None:
+                _keep(path, settings)
+        except OSError as error:
+            raise CheckpointError(
+                f"the run folder {path} cannot be written: {error}. Choose another with "
+                "hydra.run.dir=DIR."
+            ) from error
+        yield
+
+
+def _keep(path: Path, settings: Mapping[str, Any]) -> None:
+    held = checkpoints(path)
+    if held and (path / CONFIG).exists():
+        saved = _read(path)
+        steps = max(saved["total_steps"], settings["total_steps"])
+        longer = {**saved, "total_steps": steps}
+        if differing := differing_keys(longer, settings):
+            raise CheckpointError(
+                f"{path} holds a run with other settings, which began meanwhile: "
+                f"{'; '.join(differing)}. Choose another folder."
+            )
+        if longer == saved:
+            return
+    import yaml  # of the extra "examples", as below
+
+    if held:  # a run that is made longer is not at its end; the newest checkpoint has its networks
+        (path / NETWORKS).unlink(missing_ok=True)
+    scratch = path / f"{CONFIG}.writing"
+    scratch.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    scratch.rename(path / CONFIG)
+
+
 def chosen_folder(resume: str | None, fresh: str) -> str:
     """The folder that ``resume`` names, else ``fresh``.
 
@@ -97,14 +149,13 @@ def open_run(
             that is no setting, such as an experiment's, stands for all.
 
     Returns:
-        The run's settings, saved as ``config.yaml``, and its folder.
+        The run's settings, which :func:`held_folder` saves as ``config.yaml``, and its folder.
 
     Raises:
         SettingsError: settings are out of range.
         CheckpointError: there is nothing to continue in ``path``, it is another script's (setting
-            ``script``) or has another value of a key that was set, a new run would start over
-            another, or its folder cannot be written.
-        RunInUseError: a run would start, or be made longer, where another process trains.
+            ``script``) or has another value of a key that was set, or a new run would start over
+            another.
     """
     path = Path(path)
     check_settings(settings, schema)
@@ -152,10 +203,7 @@ def open_run(
                 "continue it as it was (total_steps may be raised), or start a run of its own "
                 "without resume."
             )
-        if longer != saved:
-            _write(path, longer)
         return longer, path
-    _write(path, settings)
     return settings, path
 
 
@@ -195,25 +243,6 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{key}.")
-
-
-def _write(path: Path, settings: Mapping[str, Any]) -> None:
-    """The settings of a run that is not at its end, whole or not at all."""
-    import yaml  # of the extra "examples", as below
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with RunLock(path):  # a run that is trained may have no checkpoint yet
-            if checkpoints(path):  # the newest has the networks too
-                (path / NETWORKS).unlink(missing_ok=True)
-            scratch = path / f"{CONFIG}.writing"
-            scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
-            scratch.rename(path / CONFIG)
-    except OSError as error:
-        raise CheckpointError(
-            f"the run folder {path} cannot be written: {error}. Choose another with "
-            "hydra.run.dir=DIR."
-        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

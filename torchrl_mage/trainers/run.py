@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torchrl_mage.trainers.checkpoint import Checkpointer, Stateful, checkpoints
 from torchrl_mage.trainers.collection import CollectorState
 from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard, check_finite
 from torchrl_mage.trainers.evaluation import Evaluation, evaluate
-from torchrl_mage.trainers.folder import BEST, NETWORKS, RunLock
+from torchrl_mage.trainers.folder import BEST, NETWORKS, held_folder
 from torchrl_mage.trainers.hardware import RandomState
 from torchrl_mage.trainers.metrics import Metrics, open_logger
 from torchrl_mage.trainers.optimisation import Minimizer
@@ -72,9 +72,12 @@ class Run:
         divergence_limit: the largest mean Huber TD error, in units of the value range
             ``max |r| / (1 - gamma)``, but no less than the authors' 100.
         scaled: whether values are learned in units of the value range: then the limit is in them.
+        settings: nested, saved as ``config.yaml`` when the run begins; ``None`` for no such file.
 
     Raises:
         RunInUseError: when it is entered, and another process trains in the folder.
+        CheckpointError: when it is entered, and the folder cannot be written or holds a run with
+            other settings.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Run:
         on_divergence: str = "stop",
         divergence_limit: float = 1.0,
         scaled: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.title, self.total_steps = Path(path), title, total_steps
         self.step, self.evaluation = 0, None
@@ -103,7 +107,7 @@ class Run:
         self._eval_episodes, self._checkpoint_interval = eval_episodes, checkpoint_interval
         self._seed, self._discount, self._logger, self._show = seed, discount, logger, show
         self._on_divergence, self._divergence_limit = on_divergence, divergence_limit
-        self._scaled = scaled
+        self._scaled, self._settings = scaled, settings
         self._register, self._stack = Register(), ExitStack()
         self._episode_return, self._largest_reward = 0.0, 0.0
         self._reset_at, self._resets, self._best = -1, 0, float("-inf")
@@ -115,8 +119,7 @@ class Run:
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
-            self.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(RunLock(self.path))
+            stack.enter_context(held_folder(self.path, self._settings))
             self._metrics = Metrics(
                 self.path,
                 total_steps=self.total_steps,
