@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -290,6 +291,22 @@ def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(tmp_path):
         Run(tmp_path / "file").checkpointer.restore_or_start()
     with pytest.raises(CheckpointError, match="run folder .* cannot be written: .*hydra.run.dir"):
         held_folder(tmp_path / "file" / "run").__enter__()
+
+
+def test_what_cannot_be_removed_is_said_and_the_checkpoint_is_whole(tmp_path, monkeypatch):
+    """A file that another user holds, say, on a network disk."""
+    run = Run(tmp_path).advance(4).save().advance(6).save()
+
+    def busy(path, *args, **kwargs):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        with pytest.warns(UserWarning, match="step 8 is whole, but what it replaces stays"):
+            run.advance(8).save()
+    assert Run(tmp_path).checkpointer.restore() == 8
+    run.advance(10).save()
+    assert [c.name for c in checkpoints(tmp_path)] == ["step_000000010", "step_000000008"]
 
 
 def test_a_run_starts_with_a_checkpoint_and_goes_on_from_it(tmp_path):

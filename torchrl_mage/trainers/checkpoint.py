@@ -16,6 +16,7 @@ import pickle
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -116,9 +117,16 @@ class Checkpointer:
                 "checkpoints before it are whole. Free space or make the folder writable, then "
                 f"continue with {resuming(self.path.parent)}."
             ) from error
-        for old in checkpoints(self.path.parent)[self._keep :]:
-            shutil.rmtree(old)
-        self._remove_unnamed_pieces()
+        try:
+            for old in checkpoints(self.path.parent)[self._keep :]:
+                shutil.rmtree(old)
+            self._remove_unnamed_pieces()
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint of step {step} is whole, but what it replaces stays on the disk: "
+                f"{error}. Each later checkpoint tries again.",
+                stacklevel=2,
+            )
 
     def restore(self) -> int | None:
         """Restores the newest checkpoint that is whole.
@@ -137,7 +145,9 @@ class Checkpointer:
                 manifest, state, transitions = self._read(folder)
             except CheckpointError as error:
                 torchrl_logger.warning(f"passing over a damaged checkpoint: {error}")
-                folder.rename(folder.with_name(f"damaged_{folder.name}"))
+                damaged = folder.with_name(f"damaged_{folder.name}")
+                shutil.rmtree(damaged, ignore_errors=True)  # of the same step, once before
+                folder.rename(damaged)
                 continue
             missing = set(self._components) ^ set(state)
             if missing:
