@@ -90,6 +90,9 @@ def target_gradient_paths(loss: Any, tensordict: TensorDictBase) -> dict[str, Te
         ``reward_path``, ``next_state_path`` and ``next_action_path``, each ``[*B, A]``; their sum
         is the gradient of the target that ``loss.value_loss`` draws from the same generator.
 
+    Raises:
+        NotImplementedError: a subclass makes its target of other parts.
+
     Example:
         >>> from tensordict import TensorDict
         >>> from torchrl.data import Bounded
@@ -106,6 +109,7 @@ def target_gradient_paths(loss: Any, tensordict: TensorDictBase) -> dict[str, Te
         >>> target_gradient_paths(loss, states)["reward_path"].shape
         torch.Size([5, 1])
     """
+    _check_parts(type(loss))
     state = loss._states(tensordict)
     estimator, actor_params, _ = constants = loss._constants()
     goes_on = "_goes_on"  # by which share an episode continues
@@ -129,6 +133,18 @@ def target_gradient_paths(loss: Any, tensordict: TensorDictBase) -> dict[str, Te
     )
     loss._forget(tensordict)
     return dict(zip(("reward_path", "next_state_path", "next_action_path"), paths, strict=True))
+
+
+def _check_parts(kind: type) -> None:
+    """Refuses a loss whose target is not made of the parts of which the paths are."""
+    for name in ("_target", "_backup"):
+        first, *later = [vars(c)[name] for c in reversed(kind.__mro__) if name in vars(c)]
+        if later:
+            raise NotImplementedError(
+                f"{later[-1].__qualname__} replaces {first.__qualname__}: what paths the gradient "
+                "of its target has is not known. Override _imagine, _chosen or _next_value, of "
+                "which target and paths are made, or target_gradient_paths too."
+            )
 
 
 @torch.enable_grad()

@@ -24,6 +24,7 @@ from torchrl_mage import (
     MAGESACLoss,
     TaylorTDLoss,
 )
+from torchrl_mage.diagnostics import target_gradient_paths
 
 OBS, ACTION, BATCH = 4, 2, 12
 CASES = {
@@ -416,3 +417,22 @@ def test_paths_of_the_targets_gradient_add_up_to_it(name):
     target, _ = loss._target(state, action, *constants)
     (gradient,) = torch.autograd.grad(target.sum(), action)
     torch.testing.assert_close(sum(paths.values()), gradient)
+
+
+class Clipped(MAGELoss):
+    """A target of its own, made around the parts of which the paths are."""
+
+    def _target(self, *args):
+        target, share = super()._target(*args)
+        return target.clamp(-1, 1), share
+
+
+def test_the_paths_of_a_target_of_which_nothing_is_known_are_refused():
+    CASES["clipped"] = (Clipped, {})
+    case = Case("clipped")
+    del CASES["clipped"]
+    message = "Clipped._target replaces ImaginedTD3Loss._target: .* Override _imagine, _chosen or"
+    with pytest.raises(NotImplementedError, match=message):
+        case.loss.target_gradient_paths(case.td())
+    with pytest.raises(NotImplementedError, match=message):
+        target_gradient_paths(case.loss, case.td())
