@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -64,6 +64,11 @@ class Run:
     def task(self) -> str:
         """The environment's name."""
         return self.settings["env.name"]
+
+    @property
+    def steps(self) -> int:
+        """Of its last evaluation."""
+        return int(self.rows[-1]["step"])
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by step, where the run has it and it is finite."""
@@ -131,11 +136,24 @@ def group(runs: list[Run]) -> Groups:
             differences = ", ".join(f"{key}={shown(run.settings[key])}" for key in keys)
             label = " ".join(filter(None, [script if len(scripts) > 1 else "", differences]))
             groups[run.task, label or "all settings equal"].append(run)
-    for (task, label), members in groups.items():
-        seeds = Counter(run.settings.get("seed") for run in members)
-        if repeated := [seed for seed, count in seeds.items() if count > 1]:
-            warn(f"more than one run of seed {repeated}, each counted: {task}, {label}")
-    return groups
+    return {key: without_twins(members) for key, members in groups.items()}
+
+
+def without_twins(runs: list[Run]) -> list[Run]:
+    """Of runs of one curve that have the same seed, the one with the most steps."""
+    longest: dict[Any, Run] = {}
+    for run in runs:
+        seed = run.settings.get("seed", run.folder)
+        kept = longest.setdefault(seed, run)
+        if kept is not run:
+            more = max(kept, run, key=lambda twin: twin.steps)
+            less = run if more is kept else kept
+            longest[seed] = more
+            warn(
+                f"left out, the same settings and seed {seed} as {more.folder}, which has "
+                f"{more.steps} steps: {less.folder}, with {less.steps}"
+            )
+    return list(longest.values())
 
 
 def telling_apart(runs: list[Run]) -> list[str]:

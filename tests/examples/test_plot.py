@@ -107,13 +107,19 @@ def test_folders_that_hold_no_runs_are_named(monkeypatch, tmp_path, capsys):
         plot(monkeypatch, tmp_path, "runs")
 
 
-def test_a_seed_that_is_counted_twice_is_said(monkeypatch, tmp_path, capsys):
-    """A folder that is named twice is not."""
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_run(tmp_path / "runs" / name, seed, [0])
-    (row,) = plot(monkeypatch, tmp_path, "runs", str(tmp_path / "runs" / "a"))
-    assert row["runs"] == "3"
-    assert "more than one run of seed [0], each counted: Pendulum-v1" in capsys.readouterr().err
+def test_of_twins_the_longest_counts(monkeypatch, tmp_path, capsys):
+    """And a folder that is named twice is none."""
+    for name, seed, returns in (("a", 0, [0]), ("b", 0, [7, 9]), ("c", 1, [3, 5]), ("d", 0, [1])):
+        write_run(tmp_path / "runs" / name, seed, returns)
+    rows = plot(monkeypatch, tmp_path, "runs", str(tmp_path / "runs" / "b"), "--smooth", "1")
+    assert [(row["runs"], float(row["center"])) for row in rows] == [("2", 5), ("2", 7)]
+    said = capsys.readouterr().err.splitlines()
+    runs = tmp_path / "runs"
+    assert said == [
+        f"left out, the same settings and seed 0 as {runs}/b, which has 500 steps: {runs}/{name}, "
+        "with 250"
+        for name in "ad"
+    ]
 
 
 def test_files_are_named_as_asked(monkeypatch, tmp_path):
