@@ -7,6 +7,7 @@ import torch
 from envs.test_model_based import make_env, numbered_members
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.envs import StepCounter, TransformedEnv
 
 from torchrl_mage import ModelBasedEnv, get_task
 
@@ -87,3 +88,13 @@ def test_rollouts_start_from_a_slice_of_a_rollout(auto_reset):
     assert data.names[-1] == "time"
     assert part.names == [None, "time"], "the caller's stays as it is"
     assert part["observation"][..., 0].tolist() == [[1, 2]] * 2
+
+
+def test_in_a_transformed_environment_the_slice_gives_its_name_up():
+    """As ``rollout`` says; the transformed environment's rollout is TorchRL's own."""
+    env = counting_env(end=100)
+    part = env.rollout(3, tensordict=TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
+    part = part[:, 1:]
+    part.names = [None] * part.ndim
+    data = TransformedEnv(env, StepCounter()).rollout(4, tensordict=part)
+    assert data["next", "observation"][..., 0].tolist() == [[[2, 3, 4, 5], [3, 4, 5, 6]]] * 2

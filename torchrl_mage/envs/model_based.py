@@ -95,7 +95,9 @@ class ModelBasedEnv(ModelBasedEnvBase):
     ) -> TensorDictBase:
         """A rollout as TorchRL's, also from a slice of another.
 
-        Its dimension has the name ``"time"``, which that of the new steps gets.
+        Its dimension has the name ``"time"``, which that of the new steps gets. A
+        :class:`~torchrl.envs.TransformedEnv` around this one takes a slice without that name:
+        ``start.names = [None] * start.ndim``.
         """
         if tensordict is not None and "time" in tensordict.names:
             names = [None if name == "time" else name for name in tensordict.names]
