@@ -98,8 +98,7 @@ def _keep(path: Path, settings: Mapping[str, Any]) -> None:
     held = checkpoints(path)
     if held and (path / CONFIG).exists():
         saved = _read(path)
-        steps = max(saved["total_steps"], settings["total_steps"])
-        longer = {**saved, "total_steps": steps}
+        longer = _made_longer(saved, settings)
         if differing := differing_keys(longer, settings):
             raise CheckpointError(
                 f"{path} holds a run with other settings, which began meanwhile: "
@@ -114,6 +113,12 @@ def _keep(path: Path, settings: Mapping[str, Any]) -> None:
     scratch = path / f"{CONFIG}.writing"
     scratch.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     scratch.rename(path / CONFIG)
+
+
+def _made_longer(saved: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved settings, at the larger of both lengths."""
+    lengths = [s["total_steps"] for s in (saved, settings) if "total_steps" in s]
+    return {**saved, "total_steps": max(lengths)} if lengths else saved
 
 
 def chosen_folder(resume: str | None, fresh: str) -> str:
@@ -189,9 +194,7 @@ def open_run(
             )
         named = {override.lstrip("+~").partition("=")[0]: None for override in overridden}
         named.pop("resume", None)
-        longer = dict(saved)
-        if "total_steps" in named.keys() & settings.keys():
-            longer["total_steps"] = max(saved["total_steps"], settings["total_steps"])
+        longer = _made_longer(saved, settings) if "total_steps" in named else saved
         differing = [
             line
             for key in (named if named.keys() <= set(keys) else settings)
