@@ -462,11 +462,15 @@ def test_a_new_run_does_not_start_over_another(tmp_path):
 def test_a_named_run_may_be_made_longer_not_shorter(tmp_path):
     def resumed(*overridden, **settings):
         wanted = {"seed": 0, "total_steps": 9} | settings
-        return open_run(tmp_path, wanted, schema={}, resume=str(tmp_path), overridden=overridden)[0]
+        found, path = open_run(
+            tmp_path, wanted, schema={}, resume=str(tmp_path), overridden=overridden
+        )
+        with held_folder(path, found):
+            return found
 
     first = {"seed": 1, "total_steps": 4}
-    open_run(tmp_path, first, schema={}, resume=None, overridden=[])
-    Run(tmp_path).advance(4).save()
+    with held_folder(tmp_path, first):
+        Run(tmp_path).advance(4).save()
     (tmp_path / "networks.pt").touch()
     assert resumed("resume") == first, "a longer default is none of its settings"
     assert (tmp_path / "networks.pt").exists()
