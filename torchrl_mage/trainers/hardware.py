@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,8 @@ def set_up_torch(
     Args:
         device: ``"auto"`` is a GPU where there is one, else the CPU.
         seed: of the global generators.
-        threads: of the CPU; ``None`` is one for each core that this process may use.
+        threads: of the CPU; ``None`` is one for each core that this process may use, or as many as
+            the environment variable ``OMP_NUM_THREADS`` says.
         matmul_precision: of float32 products, see :func:`torch.set_float32_matmul_precision`:
             ``"highest"`` computes in float32, the others in TF32 or bfloat16 where the hardware
             has them.
@@ -56,9 +58,29 @@ def set_up_torch(
         )
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision(matmul_precision)
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = usable_cores()
     if threads is not None:
         torch.set_num_threads(threads)
     return chosen
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use, by its affinity and its container's share (cgroup v2).
+
+    Args:
+        quota: the file with the share, microseconds in a period: ``"200000 100000"`` is two cores.
+
+    Example:
+        >>> usable_cores() >= 1
+        True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    share = quota.read_text().split() if quota.is_file() else ["max"]
+    if share[0] != "max":
+        cores = min(cores, max(1, int(share[0]) // int(share[1])))
+    return cores
 
 
 Precision = Literal["float32", "bf16"]
