@@ -84,6 +84,7 @@ def test_what_a_registered_task_knows_is_used_and_the_rest_is_said(launch, tmp_p
     assert "learned beside the dynamics" not in own.out
     assert set(torch.load(tmp_path / "own" / "networks.pt")) == {
         "actor",
+        "reward_scaler",
         "critics",
         "world_model",
         "normalizer",

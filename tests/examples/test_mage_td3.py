@@ -75,7 +75,7 @@ def test_run_folder(tmp_path, run):
     config = OmegaConf.load(path / "config.yaml")
     assert (config.env.name, config.policy.batch_size) == ("Pendulum-v1", 7)
     networks = torch.load(path / "networks.pt", weights_only=True)
-    assert set(networks) == {"actor", "critics", "world_model", "normalizer"}
+    assert set(networks) == {"actor", "critics", "world_model", "normalizer", "reward_scaler"}
     assert networks["normalizer"]["statistics.count"] == 24
 
 
@@ -294,9 +294,9 @@ def test_a_task_of_the_control_suite(tmp_path, run):
     assert float(rows(tmp_path / "run")[-1]["loss_reward"]) > 0
 
 
-def test_help_and_config():
+def test_help_names_the_task_and_the_settings():
     result = subprocess.run(
         [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
     )
-    for word in ("env: ", "halfcheetah", "gradient_coeff: 1.0", "seed: 0"):
+    for word in ("env=pendulum", "halfcheetah", "loss.gradient_coeff=1.0", "seed=0"):
         assert word in result.stdout
