@@ -102,14 +102,14 @@ def outcome(trial: Trial, cfg: DictConfig, folder: Path, bar: tqdm) -> dict[str,
     return {"values": value}
 
 
-def behind(trial: Trial, value: float, step: int, prune: DictConfig) -> bool:
+def behind(trial: Trial, value: float, step: int, after_trials: int) -> bool:
     """Whether a trial is below the median of the others at a step, if enough have come to it.
 
     Optuna's own pruners ask for the best value so far, which for a mean is an early, lucky one.
     """
     others = [t.intermediate_values for t in trial.study.trials if t.number != trial.number]
     values = [known[step] for known in others if step in known]
-    return len(values) >= prune.after_trials and value < statistics.median(values)
+    return len(values) >= after_trials and value < statistics.median(values)
 
 
 def suggested(trial: Trial, name: str, space: DictConfig) -> Any:
