@@ -75,8 +75,13 @@ def test_evaluation_is_deterministic_and_leaves_the_generator_alone():
 
 
 def test_an_evaluation_that_is_not_finite_is_refused():
-    env = get_task("Pendulum-v1").make_env(disable_env_checker=True)
+    def unpaid(env):
+        return gymnasium.wrappers.TransformReward(env, lambda reward: reward * np.nan)
+
+    env = Task("Pendulum-v1", wrap=unpaid).make_env(disable_env_checker=True)
     with pytest.raises(FloatingPointError, match="an evaluation episode returned nan"):
+        evaluate(env, push(0.0), episodes=1, seed=0)
+    with pytest.raises(FloatingPointError, match=r"the policy gave the action \[nan\]"):
         evaluate(env, push(float("nan")), episodes=1, seed=0)
 
 
