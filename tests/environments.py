@@ -367,7 +367,9 @@ LAYERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
     "DelayedAction": DelayedAction,
     "StickyAction": lambda env: wrappers.StickyAction(env, 0.3),
     "NormalizeObservation": lambda env: wrappers.NormalizeObservation(Normalised(env)),
-    "NormalizeReward": lambda env: wrappers.NormalizeReward(env),
+    "NormalizeReward": lambda env: wrappers.NormalizeReward(
+        wrappers.TransformReward(env, lambda paid: float(np.reshape(paid, ())))  # all it takes
+    ),
     "RecordEpisodeStatistics": lambda env: wrappers.RecordEpisodeStatistics(env),
     "Autoreset": lambda env: wrappers.Autoreset(env),
 }
