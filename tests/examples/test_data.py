@@ -77,7 +77,7 @@ def test_offline_training_and_then_some_steps(train, launch, tmp_path, script):
 @pytest.mark.parametrize(
     ("overrides", "warmup", "offline"),
     [
-        ([], 100, 0),
+        ([], 300, 0),
         (["data=log.csv"], 0, 0),
         (["data=log.csv", "warmup_steps=30"], 30, 0),
         (["data=log.csv", "total_steps=0"], 0, 1500),
