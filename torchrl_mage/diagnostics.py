@@ -360,8 +360,10 @@ def predict_open_loop(
     state_ED = observation[0].expand(model.ensemble_size, -1)
     states = []
     for t in range(steps):
-        mean_EED, _ = model.predict(state_ED, action[t].expand(model.ensemble_size, -1))
-        state_ED = model._steady(state_ED, mean_EED.diagonal().T)  # each member's own
+        input_EI = model.input_rows(state_ED, action[t].expand(model.ensemble_size, -1))
+        mean_E1D, _ = model.gaussian(model.network(input_EI.unsqueeze(1)))  # its own state alone
+        difference_ED = model.difference_statistics.denormalize(mean_E1D.squeeze(1))
+        state_ED = model._steady(state_ED, state_ED + difference_ED)
         states.append(state_ED)
     return torch.stack(states, 1)
 

@@ -69,7 +69,8 @@ class CheckedEnv(gymnasium.Wrapper):
         out = self._call("step", lambda: self.env.step(taken))
         observation, reward, terminated, truncated, info = self._parts(out, 5, "step")
         paid = self._number(reward, f"the reward {reward!r}; it must be one number")
-        self._watch_reward(np.array([paid]), _rounded(np.array([paid])))
+        exact = np.array([paid])
+        self._watch_reward(exact, _rounded(exact))
         ends = [
             self._flag(value, name)
             for value, name in ((terminated, "terminated"), (truncated, "truncated"))

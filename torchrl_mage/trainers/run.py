@@ -281,7 +281,7 @@ class Run:
     def _batches(self, collector: Collector, buffer: ReplayBuffer) -> Iterator[TensorDictBase]:
         """Nothing new at the offline steps, then transition after transition."""
         for _ in range(self.step, self._offline_steps):
-            yield buffer[:][:0]
+            yield buffer[:0]
         yield from collector
 
     def _timed(self, batches: Iterable[TensorDictBase], part: str) -> Iterator[TensorDictBase]:
