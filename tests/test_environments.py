@@ -77,7 +77,6 @@ def train(kind: Kind, path: Path, *, cut: int | None = None, copy: Path | None =
         seed=0,
         discount=0.9,
         scaled=True,
-        divergence_limit=100.0,  # networks that have learned next to nothing
     )
     with run:
         env, eval_env = kind.task.make_env(), kind.task.make_env()

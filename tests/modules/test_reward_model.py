@@ -51,6 +51,21 @@ def test_a_reward_of_all_three_is_recovered(unit):
     assert error.square().mean().sqrt() < 0.05 * reward(test).std()
 
 
+@pytest.mark.parametrize("paid", [0.0, -7.5, 1e-12])
+def test_a_reward_that_never_varied_is_predicted_as_it_is(paid):
+    """An untrained network would claim rewards of about 1 where none was ever seen."""
+    td = transitions(20)
+    td["next", "reward"] = torch.full((20, 1), paid)
+    model = RewardModel(OBS, ACTION, num_cells=[8])
+    model.update_normalizer(td)
+    torch.testing.assert_close(
+        model(transitions(5))["next", "reward"], torch.full((5, 1), paid), rtol=0, atol=0
+    )
+    td["next", "reward"][0] += 1.0
+    model.update_normalizer(td)
+    assert len(model(transitions(5))["next", "reward"].unique()) == 5
+
+
 def test_its_loss_is_the_mean_squared_error_in_units_of_the_reward():
     td = transitions(50)
     td["next", "reward"] = 7 + 3 * torch.randn(50, 1)

@@ -58,6 +58,8 @@ class _TransitionNetwork(TensorDictModuleBase):
 class RewardModel(_TransitionNetwork):
     """The reward ``r(s, a, s')``, trained by least squares (arXiv:2004.14309, appendices B.2, D.2).
 
+    As long as all rewards seen were equal (two or more), it predicts just that reward.
+
     Args:
         obs_dim: number of observation features ``D``.
         action_dim: number of action features ``A``.
@@ -99,8 +101,10 @@ class RewardModel(_TransitionNetwork):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the reward ``[*B, 1]``."""
-        reward = self.reward_statistics.denormalize(self._output(tensordict))
-        return tensordict.set(self.out_keys[0], reward)
+        statistics = self.reward_statistics
+        # What never varied is not the network's to say: its unit would be 1, whatever the task's.
+        normalized = self._output(tensordict).masked_fill(statistics.constant, 0.0)
+        return tensordict.set(self.out_keys[0], statistics.denormalize(normalized))
 
     def loss(self, tensordict: TensorDictBase) -> Tensor:
         """Mean squared error of the normalised reward."""
