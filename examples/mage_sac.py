@@ -15,6 +15,7 @@ from functools import partial
 from run import critic_clip, film, replay_buffer, report_model, script
 
 import torch
+from losses import chosen_loss
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictSequential
 from world_model import LearnedWorldModel
@@ -23,7 +24,14 @@ from torchrl_mage import MAGESACLoss, ModelBasedEnv, NetworkSoftUpdate, Normaliz
 from torchrl_mage.envs import Task
 from torchrl_mage.modules import critic, stochastic_actor
 from torchrl_mage.objectives import radam
-from torchrl_mage.trainers import Evaluation, Minimizer, Run, compiled, exploring_collector
+from torchrl_mage.trainers import (
+    Evaluation,
+    Minimizer,
+    Run,
+    compiled,
+    exploring,
+    exploring_collector,
+)
 
 
 @script(
@@ -48,7 +56,8 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         imagination = ModelBasedEnv(model.module, task.make_env(device=device))
 
     # ---------------------------------------------------------------- loss and minimizers
-    loss = MAGESACLoss(actor, critics, model.module, action_spec=env.action_spec, **cfg.loss)
+    make_loss = chosen_loss(cfg, run, mage=MAGESACLoss)
+    loss = make_loss(actor, critics, model.module, action_spec=env.action_spec)
     loss.make_value_estimator(gamma=cfg.discount)
     loss.check(normalizer(env.reset()))
     in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
@@ -79,6 +88,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
 
     # ---------------------------------------------------------------- data
     policy = TensorDictSequential(normalizer, actor)
+    explorer = exploring(policy, env, noise=cfg.exploration_noise)
     collector = exploring_collector(
         env,
         policy,
@@ -106,7 +116,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         if step >= cfg.warmup_steps:
             sample = buffer.sample().select("observation")
             if imagination is not None:
-                sample = imagination.visited_states(policy, sample, cfg.policy.imagination_steps)
+                sample = imagination.visited_states(explorer, sample, cfg.policy.imagination_steps)
             for states in normalizer(sample).split(cfg.policy.batch_size):
                 update_critics(states)
                 if update_critics.count % cfg.policy.actor_delay == 0:

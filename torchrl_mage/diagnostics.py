@@ -115,18 +115,18 @@ def target_gradient_paths(loss: Any, tensordict: TensorDictBase) -> dict[str, Te
     goes_on = "_goes_on"  # by which share an episode continues
 
     def transition(action: Tensor) -> tuple[TensorDictBase, Tensor]:
-        next_state, reward, _, share = loss._imagine(state, action)
+        next_state, reward, _, share = loss.imagined_step(state, action)
         return next_state.set(goes_on, 1 - share), reward.squeeze(-1)
 
     def next_value(next_state: TensorDictBase, chosen: TensorDictBase) -> Tensor:
-        value = loss._next_value(next_state, chosen, loss.horizon - 1, *constants)
+        value = loss.next_value(next_state, chosen, loss.horizon - 1, *constants)
         return (value * next_state.get(goes_on)).squeeze(-1)
 
     with torch.no_grad():
         action = loss._act(state, loss.actor_network_params)
     paths = functional.target_gradient_paths(
         transition,
-        lambda next_state: loss._chosen(next_state, actor_params, last=loss.horizon == 1),
+        lambda next_state: loss.choose(next_state, actor_params, last=loss.horizon == 1),
         next_value,
         action,
         gamma=estimator.gamma,
@@ -142,7 +142,7 @@ def _check_parts(kind: type) -> None:
         if later:
             raise NotImplementedError(
                 f"{later[-1].__qualname__} replaces {first.__qualname__}: what paths the gradient "
-                "of its target has is not known. Override _imagine, _chosen or _next_value, of "
+                "of its target has is not known. Override imagined_step, choose or next_value, of "
                 "which target and paths are made, or target_gradient_paths too."
             )
 

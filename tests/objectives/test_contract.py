@@ -393,12 +393,12 @@ def test_one_graph(name):
 class Dearer(MAGELoss):
     """A loss with another target: rewards count twice, and the critics' value half."""
 
-    def _imagine(self, state, action):
-        next_state, reward, terminated, share = super()._imagine(state, action)
+    def imagined_step(self, state, action):
+        next_state, reward, terminated, share = super().imagined_step(state, action)
         return next_state, 2 * reward, terminated, share
 
-    def _next_value(self, *args):
-        return 0.5 * super()._next_value(*args)
+    def next_value(self, *args):
+        return 0.5 * super().next_value(*args)
 
 
 CASES["another target"] = (Dearer, {"horizon": 2})
@@ -431,7 +431,9 @@ def test_the_paths_of_a_target_of_which_nothing_is_known_are_refused():
     CASES["clipped"] = (Clipped, {})
     case = Case("clipped")
     del CASES["clipped"]
-    message = "Clipped._target replaces ImaginedTD3Loss._target: .* Override _imagine, _chosen or"
+    message = (
+        "Clipped._target replaces ImaginedTD3Loss._target: .* Override imagined_step, choose or"
+    )
     with pytest.raises(NotImplementedError, match=message):
         case.loss.target_gradient_paths(case.td())
     with pytest.raises(NotImplementedError, match=message):

@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, expand_as_right, unravel_key
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ModelBasedEnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_mage.modules import EnsembleWorldModel
 
@@ -116,7 +117,7 @@ class ModelBasedEnv(ModelBasedEnvBase):
         loss.
 
         Args:
-            policy: writes the action.
+            policy: writes the action; it explores, as where it collects.
             start: observations, batch size ``[*B]``; left as they are.
             steps: largest number of steps; 0 gives the starts.
 
@@ -139,7 +140,9 @@ class ModelBasedEnv(ModelBasedEnvBase):
         terminated = self._terminated_keys[0]  # they are all alike
         left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
         for _ in range(steps):
-            following = self.step(policy(state.clone(False)))["next"]
+            with set_exploration_type(ExplorationType.RANDOM):
+                chosen = policy(state.clone(False))
+            following = self.step(chosen)["next"]
             left = torch.where(following.get(terminated), 0, left)
             for key in (*self._observation_keys, *self._kept_keys):
                 then = following.get(key)

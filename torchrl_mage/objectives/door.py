@@ -92,7 +92,7 @@ class LossWithDoor(MendedTD3Loss):
                 with self._generators_kept():
                     follows = partial(self._follows, inputs)
                     check_depends_on_action(follows, action, network_keys, self._without_gradient)
-            self._chosen(imagined.select(*self._next_keys), self.actor_network_params, last=True)
+            self.choose(imagined.select(*self._next_keys), self.actor_network_params, last=True)
             params = self.qvalue_network_params.data
             each = self._for_each(params, inputs.select(*self.qvalue_network.in_keys))
             out = run_network("critic", lambda td: self._vmap_qvalue_network00(td, params), each)

@@ -211,10 +211,10 @@ class ImaginedTD3Loss(LossWithDoor):
     ) -> tuple[Tensor, Tensor]:
         """``r + gamma (1 - d) V(s', a')`` and ``d``, each ``[*B, 1]``, of ``steps`` steps."""
         keys = self.tensor_keys
-        next_state, reward, terminated, share = self._imagine(state, action)
-        chosen = self._chosen(next_state, actor_params, last=steps == 1)
+        next_state, reward, terminated, share = self.imagined_step(state, action)
+        chosen = self.choose(next_state, actor_params, last=steps == 1)
         constants = estimator, actor_params, qvalue_params
-        next_value = self._next_value(next_state, chosen, steps - 1, *constants)
+        next_value = self.next_value(next_state, chosen, steps - 1, *constants)
         if terminated is None:  # a probability masks
             next_value = next_value * (1 - share)
             terminated = torch.zeros_like(reward, dtype=torch.bool)
@@ -228,7 +228,7 @@ class ImaginedTD3Loss(LossWithDoor):
             transition.set(unravel_key(("next", key)), value)
         return estimator.value_estimate(transition), share
 
-    def _next_value(
+    def next_value(
         self,
         state: TensorDictBase,
         chosen: TensorDictBase,
@@ -247,7 +247,7 @@ class ImaginedTD3Loss(LossWithDoor):
         bonus = chosen.get(BONUS, None)
         return value if bonus is None else value + bonus
 
-    def _imagine(
+    def imagined_step(
         self, state: TensorDictBase, action: Tensor
     ) -> tuple[TensorDictBase, Tensor, Tensor | None, Tensor]:
         """Next state, reward, termination (``None`` where a probability masks) and its share."""
@@ -258,7 +258,7 @@ class ImaginedTD3Loss(LossWithDoor):
         next_state = imagined.select(*self._next_keys)
         return next_state, imagined.get(keys.reward), None if masks else terminated, share
 
-    def _chosen(
+    def choose(
         self, state: TensorDictBase, params: TensorDictBase, *, last: bool
     ) -> TensorDictBase:
         """The policy's choice in an imagined state: an ``action`` ``[*B, A]``, noisy at the last.

@@ -148,7 +148,7 @@ class MAGELoss(ImaginedTD3Loss):
         self.action_noise = float(action_noise)
 
     @property
-    def _perturbed_keys(self) -> list[NestedKey]:
+    def perturbed_keys(self) -> list[NestedKey]:
         """The state's entries in which the TD error is differentiated too, beside the action."""
         return []
 
@@ -160,7 +160,7 @@ class MAGELoss(ImaginedTD3Loss):
 
         def at(inputs: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
             action = inputs.get(action_key)
-            if not self._perturbed_keys:
+            if not self.perturbed_keys:
                 return state, action
             return state.expand(inputs.batch_size).clone(False).update(inputs), action
 
@@ -173,8 +173,8 @@ class MAGELoss(ImaginedTD3Loss):
         errors = TensorDict()
         metadata: dict[str, Tensor] = {}
         with torch.no_grad():
-            action = self._critics_action(state)
-            inputs = state.select(*self._perturbed_keys).set(action_key, action)
+            action = self.critics_action(state)
+            inputs = state.select(*self.perturbed_keys).set(action_key, action)
             if self.differentiated:
                 target_B, target_slope, ended_B = value_and_action_gradient(target, inputs)
             else:
@@ -188,7 +188,7 @@ class MAGELoss(ImaginedTD3Loss):
         else:
             value_CB, _ = value(inputs_CB)
         td_error_CB = target_B - value_CB
-        loss = self._reduced(self._critic_loss(td_error_CB, errors), tensordict)
+        loss = self._reduced(self.critic_objective(td_error_CB, errors), tensordict)
         self._forget(tensordict)
         return loss, metadata | {
             "td_error": td_error_CB.detach().abs(),
@@ -197,7 +197,7 @@ class MAGELoss(ImaginedTD3Loss):
             "next_terminated": ended_B,
         }
 
-    def _critics_action(self, state: TensorDictBase) -> Tensor:
+    def critics_action(self, state: TensorDictBase) -> Tensor:
         """The action at which the critics are trained, ``[*B, A]``."""
         action = self._act(state, self.actor_network_params)
         if not self.action_noise:
@@ -205,7 +205,7 @@ class MAGELoss(ImaginedTD3Loss):
         noise = self.action_noise * torch.randn_like(action)
         return (action + noise).clamp(self.min_action, self.max_action)
 
-    def _critic_loss(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
+    def critic_objective(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
         """The critics' objective, ``[*B]``, of ``delta`` and, by key, its gradients."""
         return mage_critic_loss(
             td_error_CB,

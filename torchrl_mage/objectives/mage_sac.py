@@ -202,7 +202,7 @@ class MAGESACLoss(MAGELoss):
     def _act(self, state: TensorDictBase, params: TensorDictBase) -> Tensor:
         return self._sample(state, params)[0]
 
-    def _chosen(
+    def choose(
         self, state: TensorDictBase, params: TensorDictBase, *, last: bool
     ) -> TensorDictBase:
         """The policy's draw, and ``-alpha log pi(a|s)`` as its bonus."""

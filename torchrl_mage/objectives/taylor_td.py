@@ -111,7 +111,8 @@ class TaylorTDLoss(MAGELoss):
         self.state_variance = float(state_variance)
 
     @property
-    def _perturbed_keys(self) -> list[NestedKey]:
+    def perturbed_keys(self) -> list[NestedKey]:
+        """The one state entry, where the state has a variance."""
         if not self.state_variance:
             return []
         if len(self._state_keys) != 1:
@@ -122,9 +123,10 @@ class TaylorTDLoss(MAGELoss):
             )
         return self._state_keys
 
-    def _critic_loss(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
+    def critic_objective(self, td_error_CB: Tensor, errors: TensorDictBase) -> Tensor:
+        """Half the squared TD error and its gradients, ``[*B]``, summed over the critics."""
         none = td_error_CB.new_zeros(*td_error_CB.shape, 0)  # a gradient of no features
-        (state_key,) = self._perturbed_keys or (None,)
+        (state_key,) = self.perturbed_keys or (None,)
         if state_key is not None:
             _check_vector(state_key, errors.get(state_key), td_error_CB)
         return taylor_td_loss(

@@ -7,7 +7,7 @@ from torchrl_mage.trainers.checkpoint import (
     held_transitions,
     resuming,
 )
-from torchrl_mage.trainers.collection import CollectorState, exploring_collector
+from torchrl_mage.trainers.collection import CollectorState, exploring, exploring_collector
 from torchrl_mage.trainers.divergence import DivergenceError, DivergenceGuard, check_finite
 from torchrl_mage.trainers.evaluation import (
     Evaluation,
@@ -47,6 +47,7 @@ __all__ = [
     "clipped_step",
     "compiled",
     "evaluate",
+    "exploring",
     "exploring_collector",
     "held_transitions",
     "in_precision",

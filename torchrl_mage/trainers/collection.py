@@ -13,6 +13,34 @@ from torchrl.envs import EnvBase
 from torchrl.modules import AdditiveGaussianModule
 
 
+def exploring(policy: TensorDictModuleBase, env: EnvBase, *, noise: float) -> TensorDictSequential:
+    """The policy with Gaussian noise on its actions, which stay in their box.
+
+    Without noise where TorchRL's exploration type is deterministic, as in an evaluation.
+
+    Args:
+        policy: writes ``action``; its parameters may be trained in place meanwhile.
+        env: whose actions they are.
+        noise: standard deviation.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl.modules import Actor
+        >>> env = GymEnv("Pendulum-v1")
+        >>> policy = Actor(lambda x: 0 * x[..., :1], spec=env.action_spec)
+        >>> td = TensorDict(observation=torch.zeros(1000, 3), batch_size=[1000])
+        >>> action = exploring(policy, env, noise=0.5)(td)["action"]
+        >>> action.std().round(decimals=1), action.abs().max() <= 2
+        (tensor(0.5000), tensor(True))
+    """
+    sigma = float(noise)
+    spec = env.action_spec
+    explorer = AdditiveGaussianModule(spec, sigma_init=sigma, sigma_end=sigma, device=env.device)
+    return TensorDictSequential(policy, explorer)
+
+
 def exploring_collector(
     env: EnvBase,
     policy: TensorDictModuleBase,
@@ -44,13 +72,10 @@ def exploring_collector(
         [torch.Size([1, 1]), torch.Size([1, 1]), torch.Size([1, 1]), torch.Size([1, 1]), ...]
         >>> collector.shutdown()
     """
-    explorer = AdditiveGaussianModule(
-        env.action_spec, sigma_init=float(noise), sigma_end=float(noise), device=env.device
-    )
     env.set_seed(seed)
     return Collector(
         env,
-        TensorDictSequential(policy, explorer),
+        exploring(policy, env, noise=noise),
         frames_per_batch=1,
         total_frames=total_steps,
         auto_register_policy_transforms=False,
