@@ -5,6 +5,7 @@ python examples/evaluate.py DIR --best --stochastic  # the best evaluation's net
 python examples/evaluate.py DIR --video FILE.mp4     # films the first episode, without a screen
 python examples/evaluate.py DIR --render             # shows the episodes on the screen
 python examples/evaluate.py DIR --imagine FILE.png   # that episode, as the world model foresees it
+python examples/evaluate.py DIR --imagine FILE.mp4   # likewise, filmed beside the real one
 python examples/evaluate.py DIR --critic FILE.png    # maps the critics' value and action-gradient
 python examples/evaluate.py DIR --ship NEW_DIR       # what others need of the run, and its scores
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import critic_map, film, imagination
+from pictures import critic_map, film, imagination, imagined_film
 from plot import bootstrap
 from torchrl.envs.utils import ExplorationType
 from tqdm.auto import trange
@@ -32,13 +33,14 @@ from torchrl_mage import LoadedRun, LoadError, load_run, ship_run
 from torchrl_mage.trainers import Evaluation, evaluate, use_offscreen_rendering
 
 SINGLE = ("video", "imagine", "critic", "ship")  # of one run
+FILMS, FIGURES = (".mp4", ".gif"), (".png", ".pdf", ".svg")
 
 
 def main() -> None:
     """Evaluates the runs that the command line names."""
     args = parsed(sys.argv[1:])
     try:
-        if args.video:
+        if args.video or (args.imagine and args.imagine.suffix in FILMS):
             use_offscreen_rendering()
         # All of them before any is evaluated, so that a wrong one is named at once.
         runs = {folder: load_run(folder, best=args.best) for folder in args.folders}
@@ -61,7 +63,9 @@ def judged(folder: Path, run: LoadedRun, args: argparse.Namespace) -> None:
     episodes = [evaluation.episodes[0] for evaluation in found]
     if args.video:
         film(run, args.video, args.seed, exploration)
-    if args.imagine:
+    if args.imagine and args.imagine.suffix in FILMS:
+        imagined_film(run, episodes[0], args.steps, args.imagine)
+    elif args.imagine:
         imagination(run, episodes[0], args.steps).savefig(args.imagine, dpi=120)
     if args.critic:
         visited = torch.cat([episode["observation"] for episode in episodes])
@@ -126,11 +130,11 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the first episode (0)")
     add("--best", action="store_true", help="the networks of the best evaluation, not the last")
     add("--stochastic", action="store_true", help="draw the actions of a stochastic policy")
-    add("--video", type=new_file(".mp4"), metavar="FILE", help='needs the extra "video"')
+    add("--video", type=new_file(*FILMS), metavar="FILE", help='needs the extra "video"')
     add("--render", action="store_true", help='needs a screen and, but for MuJoCo, "video" too')
-    add("--imagine", type=new_file(".png", ".pdf", ".svg"), metavar="FILE", help="a figure")
+    add("--imagine", type=new_file(*FIGURES, *FILMS), metavar="FILE", help="a figure, or a film")
     add("--steps", type=count, default=50, metavar="N", help="that --imagine looks ahead (50)")
-    add("--critic", type=new_file(".png", ".pdf", ".svg"), metavar="FILE", help="a figure")
+    add("--critic", type=new_file(*FIGURES), metavar="FILE", help="a figure")
     add("--features", type=int, nargs=2, metavar="I", help="axes of --critic, from 0 (0 1)")
     add("--ship", type=Path, metavar="NEW_DIR", help="its networks stay below 1 MB")
     args = parser.parse_args(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from torchrl_mage import (
     predict_open_loop,
 )
 from torchrl_mage.diagnostics import oracle_value
-from torchrl_mage.trainers import record_episode
+from torchrl_mage.trainers import record_episode, write_film
 
 HORIZON = 200  # steps of the true return, as in appendix D.2
 
@@ -40,8 +41,8 @@ def film(run: LoadedRun, file: Path, seed: int, exploration: ExplorationType) ->
         ) from error
 
 
-def imagination(run: LoadedRun, episode: TensorDictBase, steps: int) -> Figure:
-    """Each feature of an episode, as it was and as every member of the world model foresees it.
+def foreseen(run: LoadedRun, episode: TensorDictBase, steps: int) -> tuple[Tensor, Tensor]:
+    """An episode's observations ``[K, D]``, and what each member makes of them, ``[E, K, D]``.
 
     Args:
         run: with a learned world model.
@@ -55,8 +56,55 @@ def imagination(run: LoadedRun, episode: TensorDictBase, steps: int) -> Figure:
     if not isinstance(model, GaussianEnsembleWorldModel):
         raise LoadError("the run has no learned world model to imagine with; name one that has.")
     steps = min(steps, len(episode))
-    real_KD = episode["next", "observation"][:steps].cpu()
     members_EKD = predict_open_loop(model, episode, steps).cpu()
+    return episode["next", "observation"][:steps].cpu(), members_EKD
+
+
+def imagined_film(run: LoadedRun, episode: TensorDictBase, steps: int, file: Path) -> None:
+    """Films an episode on the left, and what the members' mean makes of its actions on the right.
+
+    Args:
+        run: with a learned world model, of a task whose observation tells how to draw it.
+        episode: as of :func:`foreseen`.
+        steps: likewise.
+        file: what is written.
+
+    Raises:
+        LoadError: the run has no learned world model, or its task cannot be drawn.
+    """
+    pose = run.task.pose
+    if pose is None:
+        raise LoadError(
+            f"what {run.task.name} observes does not tell how to draw it: --imagine FILE.png plots "
+            "it, a Task(pose=...) lets it be filmed."
+        )
+    real_KD, members_EKD = foreseen(run, episode, steps)
+    env = run.task.make_gymnasium(render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = []
+    for pair in zip(real_KD.numpy(), members_EKD.mean(0).numpy(), strict=True):
+        shown = []
+        for observation in pair:
+            pose(env, observation)
+            shown.append(np.array(env.render()))
+        frames.append(np.concatenate(shown, 1))
+    write_film(file, frames, fps=env.metadata.get("render_fps", 30))
+    env.close()
+
+
+def imagination(run: LoadedRun, episode: TensorDictBase, steps: int) -> Figure:
+    """Each feature of an episode, as it was and as every member of the world model foresees it.
+
+    Args:
+        run: with a learned world model.
+        episode: as of :func:`foreseen`.
+        steps: likewise.
+
+    Raises:
+        LoadError: the run has no learned world model.
+    """
+    real_KD, members_EKD = foreseen(run, episode, steps)
+    steps = len(real_KD)
     mean_KD, std_KD = members_EKD.mean(0), members_EKD.std(0, correction=0)
     time = range(1, steps + 1)
     columns = min(real_KD.shape[1], 4)

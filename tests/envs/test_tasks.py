@@ -19,7 +19,8 @@ from torchrl_mage.envs import ContinuousCartPoleEnv, find_task, reward_module, t
 from torchrl_mage.envs.pendulum import pendulum_dynamics
 
 DOUBLE = "InvertedDoublePendulum-v5"
-ENDING = ["torchrl_mage/ContinuousCartPole-v1", "Hopper-v5", "Walker2d-v5", "Ant-v5", DOUBLE]
+CARTPOLE = "torchrl_mage/ContinuousCartPole-v1"
+ENDING = [CARTPOLE, "Hopper-v5", "Walker2d-v5", "Ant-v5", DOUBLE]
 ENDLESS = ["Pendulum-v1", "HalfCheetah-v5", "Swimmer-v5", "Pusher-v5"]
 FORWARD = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Ant-v5"]
 
@@ -49,6 +50,20 @@ def test_reward_equals_gymnasiums(name, random_transitions):
     # The double pendulum is paid for where its tip was a stage of the integrator before.
     atol = 2e-4 if name == DOUBLE else 1e-5
     torch.testing.assert_close(reward, data["next", "reward"], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("name", [CARTPOLE, "Pendulum-v1", *FORWARD])
+def test_a_posed_environment_is_in_the_observed_state(name, random_transitions):
+    """What it would observe there is the observation, but for the forward velocity."""
+    task = get_task(name)
+    env = task.make_gymnasium()
+    env.reset(seed=1)
+    shown = slice(1, None) if name in FORWARD else slice(None)
+    for observation in random_transitions(name)["next", "observation"][::400].numpy():
+        task.pose(env, observation)
+        base = env.unwrapped
+        seen = base.state if name == CARTPOLE else base._get_obs()
+        np.testing.assert_allclose(seen, observation[shown], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENDING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -180,6 +181,34 @@ def test_a_video(trained, judge, tmp_path):
     run = load_run(path)
     length = evaluate(run.task.make_env(), run.policy, episodes=1, seed=0).lengths[0]
     assert imageio.get_reader(tmp_path / "film.mp4").count_frames() == length
+
+
+@needs_video
+def test_an_imagined_film(trained, judge, tmp_path):
+    """Both halves begin alike, and the left one is the real episode's."""
+    import imageio.v2 as imageio
+
+    path = trained("mage_td3")
+    judge(path, "--imagine", "film.gif", "--steps", 7)
+    frames = [np.asarray(frame)[..., :3] for frame in imageio.get_reader(tmp_path / "film.gif")]
+    assert len(frames) == 7
+    run = load_run(path)
+    env = run.task.make_env(render_mode="rgb_array")
+    evaluate(env, run.policy, episodes=1, seed=0, max_steps=7)
+    left, right = np.split(frames[-1].astype(float), 2, axis=1)
+    env._env.unwrapped.last_u = None  # the arrow of the torque, which an observation has not
+    assert np.abs(left - env._env.render()).mean() < 3
+    assert np.abs(left - right).mean() > 0
+
+
+@needs_video
+def test_a_film_of_what_cannot_be_drawn_is_refused(trained, monkeypatch, tmp_path):
+    import pictures
+
+    run = load_run(trained("mage_td3"))
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, pose=None))
+    with pytest.raises(LoadError, match="does not tell how to draw it: --imagine FILE.png plots"):
+        pictures.imagined_film(run, TensorDict(), 5, tmp_path / "film.mp4")
 
 
 @pytest.mark.parametrize("best", [False, True])

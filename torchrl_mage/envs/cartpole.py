@@ -72,7 +72,17 @@ def cartpole_terminated(next_observation: Tensor) -> Tensor:
     return (position.abs() > MAX_POSITION) | (angle.abs() > MAX_ANGLE)
 
 
+def cartpole_pose(env: gymnasium.Env, observation: np.ndarray) -> None:
+    """Puts the environment into the observed state."""
+    env.unwrapped.state = np.asarray(observation, float)  # type: ignore[attr-defined]
+
+
 gymnasium.register(NAME, f"{__name__}:{ContinuousCartPoleEnv.__name__}", max_episode_steps=500)
 CARTPOLE = register_task(
-    Task(NAME, reward_module(cartpole_reward), termination_module(cartpole_terminated))
+    Task(
+        NAME,
+        reward_module(cartpole_reward),
+        termination_module(cartpole_terminated),
+        pose=cartpole_pose,
+    )
 )

@@ -150,8 +150,27 @@ def pusher_reward(observation: Tensor, action: Tensor, next_observation: Tensor)
     return -distance - 0.5 * near - 0.1 * _squared(2 * action)
 
 
+def locomotion_pose(env: gymnasium.Env, observation: np.ndarray) -> None:
+    """Puts the environment into the observed state, at the place on the ground where it is.
+
+    The observation has the forward velocity, all positions but those along the ground, and all
+    velocities.
+    """
+    base: Any = env.unwrapped
+    hidden = base.model.nq + base.model.nv - (len(observation) - 1)
+    shown = base.model.nq - hidden
+    state = np.asarray(observation[1:], float)
+    positions = np.append(base.data.qpos[:hidden], state[:shown])
+    base.set_state(positions, state[shown:])
+
+
 HALFCHEETAH = register_task(
-    Task("HalfCheetah-v5", reward_module(halfcheetah_reward), wrap=ForwardVelocity)
+    Task(
+        "HalfCheetah-v5",
+        reward_module(halfcheetah_reward),
+        wrap=ForwardVelocity,
+        pose=locomotion_pose,
+    )
 )
 HOPPER = register_task(
     Task(
@@ -159,6 +178,7 @@ HOPPER = register_task(
         reward_module(hopper_reward),
         termination_module(hopper_terminated),
         wrap=ForwardVelocity,
+        pose=locomotion_pose,
     )
 )
 WALKER2D = register_task(
@@ -167,9 +187,12 @@ WALKER2D = register_task(
         reward_module(walker2d_reward),
         termination_module(walker2d_terminated),
         wrap=ForwardVelocity,
+        pose=locomotion_pose,
     )
 )
-SWIMMER = register_task(Task("Swimmer-v5", reward_module(swimmer_reward), wrap=ForwardVelocity))
+SWIMMER = register_task(
+    Task("Swimmer-v5", reward_module(swimmer_reward), wrap=ForwardVelocity, pose=locomotion_pose)
+)
 PUSHER = register_task(Task("Pusher-v5", reward_module(pusher_reward)))
 ANT = register_task(
     Task(
@@ -178,6 +201,7 @@ ANT = register_task(
         termination_module(ant_terminated),
         wrap=ForwardVelocity,
         kwargs={"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0},
+        pose=locomotion_pose,
     )
 )
 DOUBLE_PENDULUM = register_task(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import gymnasium
+import numpy as np
 import torch
 from tensordict.nn import TensorDictSequential
 from tensordict.utils import NestedKey
@@ -72,4 +74,10 @@ class OraclePendulum(TensorDictSequential):
         )
 
 
-PENDULUM = register_task(Task("Pendulum-v1", reward_module(pendulum_reward)))
+def pendulum_pose(env: gymnasium.Env, observation: np.ndarray) -> None:
+    """Puts the environment at the observed angle and speed."""
+    cos, sin, speed = observation
+    env.unwrapped.state = np.array([np.arctan2(sin, cos), speed])  # type: ignore[attr-defined]
+
+
+PENDULUM = register_task(Task("Pendulum-v1", reward_module(pendulum_reward), pose=pendulum_pose))

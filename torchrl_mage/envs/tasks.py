@@ -44,6 +44,8 @@ class Task:
         known: whether reward and termination are what they are said to be; ``False`` of an
             environment of which nothing is known.
         kwargs: passed to :func:`gymnasium.make`: the variant of the environment that is meant.
+        pose: puts a gymnasium environment into the state that an observation ``[D]`` shows, to draw
+            what a model imagines; ``None`` where the observation does not tell.
 
     Example:
         >>> task = Task("Pendulum-v1", reward=None)
@@ -57,6 +59,7 @@ class Task:
     wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None
     known: bool = True
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    pose: Callable[[gymnasium.Env, np.ndarray], None] | None = None
 
     def make_env(
         self,

@@ -14,6 +14,7 @@ from torchrl_mage.trainers.evaluation import (
     evaluate,
     record_episode,
     use_offscreen_rendering,
+    write_film,
 )
 from torchrl_mage.trainers.folder import RunInUseError, RunLock, chosen_folder, open_run
 from torchrl_mage.trainers.hardware import RandomState, compiled, in_precision, set_up_torch
@@ -57,4 +58,5 @@ __all__ = [
     "resuming",
     "set_up_torch",
     "use_offscreen_rendering",
+    "write_film",
 ]

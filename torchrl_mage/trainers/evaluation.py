@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,11 +134,23 @@ def record_episode(
         max_steps: where an episode without an end is cut.
         exploration: ``RANDOM`` draws the actions of a stochastic policy.
     """
-    import imageio.v2 as imageio  # an extra
-
     filmed = TransformedEnv(env, PixelRenderTransform(preproc=np.ascontiguousarray))
     _ = filmed.observation_spec  # resets the environment to see its pixels' shape
     filmed.set_seed(seed)
     with set_exploration_type(exploration):
         frames = filmed.rollout(max_steps, policy)["next", "pixels"]
-    imageio.mimsave(path, list(frames.cpu().numpy()), fps=fps, macro_block_size=None)
+    write_film(path, list(frames.cpu().numpy()), fps=fps)
+
+
+def write_film(path: str | Path, frames: Sequence[np.ndarray], *, fps: int) -> None:
+    """Writes frames ``[H, W, 3]``, uint8, as the file's name says: MP4, or GIF that loops.
+
+    Needs the extra ``video``.
+    """
+    import imageio.v2 as imageio  # an extra
+
+    path = Path(path)
+    options: dict[str, Any] = {"macro_block_size": None, "fps": fps}
+    if path.suffix == ".gif":
+        options = {"loop": 0, "duration": 1000 / fps}
+    imageio.mimsave(path, list(frames), **options)
