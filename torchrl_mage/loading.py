@@ -220,7 +220,7 @@ def _built(settings: dict[str, Any], states: States, device: torch.device) -> Lo
     env.close()
 
     normalizer = _filled(Normalizer(obs_dim), states["normalizer"])
-    make = stochastic_actor if settings["script"] == "mage_sac" else deterministic_actor
+    make = stochastic_actor if settings["script"].endswith("sac") else deterministic_actor
     actor = _filled(make(obs_dim, spec, settings["actor"]["num_cells"]), states["actor"])
     values = states["critics"] if "critics" in states else states["critic"]
     count = next(value.shape[0] for value in values.values() if isinstance(value, Tensor))

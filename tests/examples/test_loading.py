@@ -43,6 +43,7 @@ CASES = [
     ("mage_td3", ("env=hopper", "critic.layer_norm=true", "critic.units=range")),
     ("mage_sac", ("env=cartpole", "reward=learned", "termination=learned")),
     ("td3", ()),
+    ("sac", ()),
 ]
 
 

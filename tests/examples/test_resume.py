@@ -115,6 +115,7 @@ SMALL += ["policy.batch_size=8", "eval_episodes=1"]
 MODEL = ["world_model.num_cells=[8]", "world_model.fit_batches=2", "policy.updates_per_step=2"]
 OTHERS = {
     "td3": [*SMALL, "total_steps=3000", "eval_interval=1500"],
+    "sac": [*SMALL, "total_steps=1000", "eval_interval=500"],
     "mage_ddpg": [*SMALL, "total_steps=120", "eval_interval=60", "policy.updates_per_step=2"],
     "gradient_error": [*SMALL, *MODEL, "total_steps=120", "horizon=20", "trajectories=3"],
     "mage_td3": [*SMALL, *MODEL, "total_steps=120", "reward=learned", "termination=learned"],
@@ -130,6 +131,7 @@ OTHERS = {
         pytest.param("mage_ddpg", marks=pytest.mark.slow),
         pytest.param("mage_td3 compiled", marks=pytest.mark.slow),
         pytest.param("td3", marks=pytest.mark.slow),
+        pytest.param("sac", marks=pytest.mark.slow),
         pytest.param("mage_sac", marks=pytest.mark.slow),
         pytest.param("gradient_error", marks=pytest.mark.slow),
     ],

@@ -9,7 +9,7 @@ from run import CONFIG
 import pytest
 import yaml
 
-SCRIPTS = ("mage_td3", "mage_sac", "td3", "mage_ddpg", "gradient_error")
+SCRIPTS = ("mage_td3", "mage_sac", "td3", "sac", "mage_ddpg", "gradient_error")
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def compiled(
     precision: Precision = "float32",
     fullgraph: bool = True,
     batch_size: int | None = None,
+    on_cpu: bool = True,
 ) -> Callable[..., Any]:
     """``function`` as one compiled graph, or as it is; logs how long the compilation took.
 
@@ -146,13 +147,14 @@ def compiled(
         fullgraph: whether a graph break is an error; an optimiser's step has one by design.
         batch_size: tensordicts of another last dimension run eager: few of them come, and a graph
             of their own would not pay.
+        on_cpu: whether a graph pays on a CPU.
 
     Example:
         >>> compiled(torch.sin, enabled=False, device=torch.device("cpu")) is torch.sin
         True
     """
     function = in_precision(function, precision, device)
-    if not enabled:
+    if not enabled or (device.type == "cpu" and not on_cpu):
         return function
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         warnings.warn(
