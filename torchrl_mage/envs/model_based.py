@@ -136,20 +136,23 @@ class ModelBasedEnv(ModelBasedEnvBase):
         """
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
-        state = self.reset(start.select(*self._observation_keys))
-        terminated = self._terminated_keys[0]  # they are all alike
-        left = torch.randint(steps + 1, (*start.batch_size, 1), device=self.device)
-        for _ in range(steps):
+        keys = (*self._observation_keys, *self._kept_keys)
+        state = self.reset(start.select(*self._observation_keys)).select(*keys).reshape(-1)
+        left_B, order_B = torch.randint(steps + 1, (len(state),), device=self.device).sort(
+            descending=True
+        )
+        state = state[order_B]
+        goes_on_B1 = torch.ones_like(left_B, dtype=torch.bool)[:, None]
+        # Those with steps left come first, so that no others are imagined.
+        for count in [int((left_B > step).sum()) for step in range(steps)]:
+            moving = state[:count]
             with set_exploration_type(ExplorationType.RANDOM):
-                chosen = policy(state.clone(False))
-            following = self.step(chosen)["next"]
-            left = torch.where(following.get(terminated), 0, left)
-            for key in (*self._observation_keys, *self._kept_keys):
-                then = following.get(key)
-                moves = expand_as_right(left.squeeze(-1) > 0, then)
-                state.set(key, torch.where(moves, then, state.get(key)))
-            left = left - 1
-        return state.select(*self._observation_keys)
+                following = self.step(policy(moving.clone(False)))["next"]
+            goes_on_B1 = goes_on_B1[:count] & ~following.get(self._terminated_keys[0])  # all alike
+            for key in keys:
+                then, now = following.get(key), moving.get(key)
+                now.copy_(torch.where(expand_as_right(goes_on_B1.squeeze(-1), then), then, now))
+        return state[order_B.argsort()].select(*self._observation_keys).reshape(start.batch_size)
 
     def _set_specs(self, base_env: EnvBase, dtype: torch.dtype | None) -> None:
         """Those of ``base_env``, their floating entries in the world model's ``dtype``."""
