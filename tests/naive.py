@@ -33,17 +33,22 @@ def critic_loss(
     gradient_coeff: float,
     loss_function: str,
     gamma: float,
+    horizon: int = 1,
 ) -> Tensor:
     """The scalar critic loss, all of it in one autograd graph; ``state`` is ``[B, D]``."""
     rho = RHO[loss_function]
     action = actor(state).detach().requires_grad_()
-    next_state = next_state_fn(state, action)
-    reward = reward_fn(state, action, next_state)
-    next_action = (target_actor(next_state) + target_noise).clamp(-1, 1)
-    next_input = torch.cat([next_state, next_action], -1)
-    next_value = torch.minimum(*[critic(next_input) for critic in target_critics])
-    alive = (~terminated_fn(next_state)).to(state.dtype)
-    target = reward + gamma * alive * next_value
+    target, weight = torch.zeros_like(state[:, :1]), torch.ones_like(state[:, :1])
+    then, taken = state, action
+    for step in range(horizon):
+        next_state = next_state_fn(then, taken)
+        target = target + weight * reward_fn(then, taken, next_state)
+        weight = weight * gamma * (~terminated_fn(next_state)).to(state.dtype)
+        then, taken = next_state, target_actor(next_state)
+        if step == horizon - 1:
+            taken = (taken + target_noise).clamp(-1, 1)
+    last = torch.cat([then, taken], -1)
+    target = target + weight * torch.minimum(*[critic(last) for critic in target_critics])
     total = torch.zeros((), dtype=state.dtype)
     for critic in critics:
         delta = (target - critic(torch.cat([state, action], -1))).squeeze(-1)

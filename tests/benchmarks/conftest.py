@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter, config):
     peak = statistics.median(info["roofline"] for _, info in rows.values())
     say = terminalreporter.write_line
     say(f"GEMM roofline {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
-    say(f"{'what':34}{'ms':>10}{'naive / this':>14}{'GFLOP':>8}{'of roofline':>13}")
+    say(f"{'what':40}{'ms':>10}{'naive / this':>14}{'GFLOP':>8}{'of roofline':>13}")
     for (what, size, how), (seconds, info) in rows.items():
         naive = rows.get((what, size, "naive"))
         ratio = f"{naive[0] / seconds:.1f}" if naive else ""
@@ -48,4 +48,4 @@ def pytest_terminal_summary(terminalreporter, config):
         work = f"{flop / 1e9:.1f}" if flop else ""
         fraction = f"{flop / seconds / info['roofline']:.2f}" if flop else ""
         name = f"{what} {size} {how}"
-        say(f"{name:34}{seconds * 1e3:10.2f}{ratio:>14}{work:>8}{fraction:>13}")
+        say(f"{name:40}{seconds * 1e3:10.2f}{ratio:>14}{work:>8}{fraction:>13}")

@@ -1,4 +1,4 @@
-"""The paper's two problem sizes: MAGE-TD3's step as the trainer takes it, and a naive one."""
+"""The recipes' problem sizes: MAGE-TD3's step as the trainer takes it, and a naive one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from torchrl_mage import (
 from torchrl_mage.modules import xavier_mlp
 from torchrl_mage.objectives import radam
 from torchrl_mage.trainers import clipped_step, compiled
+from torchrl_mage.trainers.hardware import Precision
 
-LMBDA, TAU, CLIP, GAMMA, MEMBERS, FIT_BATCH = 0.2, 0.005, 2.0, 0.99, 8, 256
+LMBDA, TAU, CLIP, GAMMA = 0.2, 0.005, 2.0, 0.99
 
 
 @dataclass(frozen=True)
 class Size:
-    """Dimensions of a task and the widths of its networks (appendix D.2)."""
+    """Dimensions of a task, and a recipe's of its networks, batches and targets."""
 
     task: str
     obs: int
@@ -40,7 +41,9 @@ class Size:
     model: tuple[int, ...]
     actor: tuple[int, ...]
     critic: tuple[int, ...] = (384, 384)
-    members: int = MEMBERS
+    members: int = 8
+    fit_batch: int = 256
+    horizon: int = 1
 
     @staticmethod
     def _forward(widths: tuple[int, ...]) -> int:
@@ -50,26 +53,40 @@ class Size:
     def policy_flop(self) -> float:
         """Floating-point operations of one policy-optimisation step, from the shapes.
 
-        Forwards' worth: actor 1; model, target actor and both target critics 2 (forward and the
-        gradient of their input), on one member a sample; both critics 6; and every second time the
-        actor's step, 3 of the actor and 2 of both critics.
+        Forwards' worth: actor 1; both target critics and, for each imagined step, model and target
+        actor 2 (forward and the gradient of their input), on one member a sample; both critics 6;
+        and every second time the actor's step, 3 of the actor and 2 of both critics.
         """
         actor = self._forward((self.obs, *self.actor, self.action))
         critics = 2 * self._forward((self.obs + self.action, *self.critic, 1))
         model = self._forward((self.obs + self.action, *self.model, 2 * self.obs))
-        actors = 1 + 2 + 0.5 * 3
-        return self.batch * (actors * actor + 2 * model + (2 + 6 + 0.5 * 2) * critics)
+        actors = 1 + 2 * self.horizon + 0.5 * 3
+        imagined = 2 * self.horizon * model
+        return self.batch * (actors * actor + imagined + (2 + 6 + 0.5 * 2) * critics)
 
     @property
     def fit_flop(self) -> float:
         """Of one minibatch for every member: three forwards' worth."""
         model = self._forward((self.obs + self.action, *self.model, 2 * self.obs))
-        return 3 * self.members * FIT_BATCH * model
+        return 3 * self.members * self.fit_batch * model
 
 
 SIZES = {
     "pendulum": Size("Pendulum-v1", 3, 1, 512, (128, 128), (128, 128)),
     "halfcheetah": Size("HalfCheetah-v5", 18, 6, 1024, (512,) * 4, (384, 384)),
+    "pendulum fast": Size("Pendulum-v1", 3, 1, 256, (128, 128), (128, 128), (256, 256), horizon=3),
+    "halfcheetah fast": Size(
+        "HalfCheetah-v5",
+        18,
+        6,
+        256,
+        (256,) * 4,
+        (256, 256),
+        (256, 256),
+        members=5,
+        fit_batch=128,
+        horizon=3,
+    ),
 }
 CPU = torch.device("cpu")
 
@@ -77,7 +94,13 @@ CPU = torch.device("cpu")
 class Trainer:
     """The updates of ``examples/mage_td3.py``, eager or compiled."""
 
-    def __init__(self, size: Size, compile: bool, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        size: Size,
+        compile: bool,
+        device: torch.device = CPU,
+        precision: Precision = "float32",
+    ) -> None:
         torch.manual_seed(0)
         task = get_task(size.task)
         self.size = size
@@ -102,7 +125,14 @@ class Trainer:
             TensorDictModule(net, ["normalized_observation", "action"], ["state_action_value"])
             for net in self.critic_nets
         ]
-        self.loss = MAGELoss(self.actor, critics, world_model, bounds=(-1.0, 1.0), lmbda=LMBDA)
+        self.loss = MAGELoss(
+            self.actor,
+            critics,
+            world_model,
+            bounds=(-1.0, 1.0),
+            lmbda=LMBDA,
+            horizon=size.horizon,
+        )
         self.loss.make_value_estimator(gamma=GAMMA)
         self.critic_targets = NetworkSoftUpdate(self.loss, "qvalue_network", tau=TAU)
         self.actor_targets = NetworkSoftUpdate(self.loss, "actor_network", tau=TAU)
@@ -129,9 +159,9 @@ class Trainer:
         )
         self.loss.value_loss(self._states())
         wrap = {"enabled": compile, "device": device}
-        self.value_loss = compiled(self.loss.value_loss, **wrap)
-        self.actor_loss = compiled(self.loss.actor_loss, **wrap)
-        self.model_nll = compiled(self.model_loss.nll, **wrap)
+        self.value_loss = compiled(self.loss.value_loss, **wrap, precision=precision)
+        self.actor_loss = compiled(self.loss.actor_loss, **wrap, precision=precision)
+        self.model_nll = compiled(self.model_loss.nll, **wrap, precision=precision)
         self.steps["model"] = compiled(self.steps["model"], fullgraph=False, **wrap)
 
     def _states(self) -> TensorDict:
@@ -150,7 +180,7 @@ class Trainer:
 
     def fit_batch(self) -> None:
         """One minibatch for every member."""
-        index = torch.randint(len(self.data), (self.size.members, FIT_BATCH))
+        index = torch.randint(len(self.data), (self.size.members, self.size.fit_batch))
         self._descend("model", self.model_nll(self.data[index])[0])
 
     def _descend(self, name: str, loss: Tensor) -> None:
@@ -209,6 +239,7 @@ class NaiveTrainer:
                 gradient_coeff=1.0,
                 loss_function="smooth_l1",
                 gamma=GAMMA,
+                horizon=self.size.horizon,
             )
             self._descend(self.critic_optimizer, self.critics, loss, self.targets[1:])
             if turn:
@@ -217,7 +248,9 @@ class NaiveTrainer:
 
     def fit_batch(self) -> None:
         """As :meth:`Trainer.fit_batch`."""
-        td = self.transitions[torch.randint(len(self.data), (self.size.members, FIT_BATCH))]
+        td = self.transitions[
+            torch.randint(len(self.data), (self.size.members, self.size.fit_batch))
+        ]
         mean, log_var = self._members(torch.cat([td["observation"], td["action"]], -1))
         target = td["next", "observation"] - td["observation"]
         loss = ((mean - target) ** 2 / log_var.exp() + log_var).mean()

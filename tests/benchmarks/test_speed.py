@@ -1,4 +1,6 @@
-"""pytest tests/benchmarks: policy step, model fit and environment step, eager, compiled and naive.
+"""pytest tests/benchmarks: policy step, model fit and environment step, of both recipes.
+
+Naive, eager and compiled, in float32 and bfloat16. Of some: ``-k "policy and fast"``.
 
 Not part of the default suite, and asserts no times.
 """
@@ -12,11 +14,14 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import get_task
 
-HOW = ["naive", "eager", "compiled"]
+HOW = ["naive", "eager", "compiled", "eager bf16", "compiled bf16"]
 
 
 def trainer(size, how):
-    return NaiveTrainer(size) if how == "naive" else Trainer(size, compile=how == "compiled")
+    if how == "naive":
+        return NaiveTrainer(size)
+    mode, _, precision = how.partition(" ")
+    return Trainer(size, compile=mode == "compiled", precision=precision or "float32")
 
 
 @pytest.mark.parametrize("how", HOW)
