@@ -3,6 +3,7 @@
 python examples/evaluate.py DIR [DIR...]             # ten deterministic episodes of each
 python examples/evaluate.py DIR --best --stochastic  # the best evaluation's networks, drawn actions
 python examples/evaluate.py DIR --video FILE.mp4     # films the first episode, without a screen
+python examples/evaluate.py DIR --video FILE.gif --length 200  # a small one of its beginning
 python examples/evaluate.py DIR --render             # shows the episodes on the screen
 python examples/evaluate.py DIR --imagine FILE.png   # that episode, as the world model foresees it
 python examples/evaluate.py DIR --imagine FILE.mp4   # likewise, filmed beside the real one
@@ -62,7 +63,7 @@ def judged(folder: Path, run: LoadedRun, args: argparse.Namespace) -> None:
     print(f"{folder}: {run.task.name}, {run.settings['script']}, {words(scores)}")
     episodes = [evaluation.episodes[0] for evaluation in found]
     if args.video:
-        film(run, args.video, args.seed, exploration)
+        film(run, args.video, args.seed, exploration, args.length)
     if args.imagine and args.imagine.suffix in FILMS:
         imagined_film(run, episodes[0], args.steps, args.imagine)
     elif args.imagine:
@@ -131,6 +132,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     add("--best", action="store_true", help="the networks of the best evaluation, not the last")
     add("--stochastic", action="store_true", help="draw the actions of a stochastic policy")
     add("--video", type=new_file(*FILMS), metavar="FILE", help='needs the extra "video"')
+    add("--length", type=count, default=1000, metavar="N", help="steps of --video, at most (1000)")
     add("--render", action="store_true", help='needs a screen and, but for MuJoCo, "video" too')
     add("--imagine", type=new_file(*FIGURES, *FILMS), metavar="FILE", help="a figure, or a film")
     add("--steps", type=count, default=50, metavar="N", help="that --imagine looks ahead (50)")

@@ -28,13 +28,21 @@ from torchrl_mage.trainers import record_episode, write_film
 HORIZON = 200  # steps of the true return, as in appendix D.2
 
 
-def film(run: LoadedRun, file: Path, seed: int, exploration: ExplorationType) -> None:
-    """Films the episode that begins from a seed, at the environment's own speed."""
+def film(run: LoadedRun, file: Path, seed: int, exploration: ExplorationType, length: int) -> None:
+    """Films the episode that begins from a seed, ``length`` steps at most, at its own speed."""
     try:
         env = run.task.make_env(render_mode="rgb_array")
         fps = env._env.metadata.get("render_fps", 30)
         torch.manual_seed(seed)
-        record_episode(env, run.policy, file, seed=seed, fps=fps, exploration=exploration)
+        record_episode(
+            env,
+            run.policy,
+            file,
+            seed=seed,
+            fps=fps,
+            max_steps=length,
+            exploration=exploration,
+        )
     except Exception as error:  # whatever an environment raises
         raise SystemExit(
             f"{run.task.name} cannot be filmed: {type(error).__name__}: {error}"

@@ -191,13 +191,14 @@ def test_an_imagined_film(trained, judge, tmp_path):
     path = trained("mage_td3")
     judge(path, "--imagine", "film.gif", "--steps", 7)
     frames = [np.asarray(frame)[..., :3] for frame in imageio.get_reader(tmp_path / "film.gif")]
-    assert len(frames) == 7
+    assert len(frames) == 4  # of 7 at 30 a second, every other
     run = load_run(path)
     env = run.task.make_env(render_mode="rgb_array")
     evaluate(env, run.policy, episodes=1, seed=0, max_steps=7)
     left, right = np.split(frames[-1].astype(float), 2, axis=1)
+    # A GIF is made small: each pixel is one of the film's.
     env._env.unwrapped.last_u = None  # the arrow of the torque, which an observation has not
-    assert np.abs(left - env._env.render()).mean() < 3
+    assert np.abs(left - env._env.render()[::3, ::3]).mean() < 3
     assert np.abs(left - right).mean() > 0
 
 

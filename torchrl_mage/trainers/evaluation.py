@@ -16,6 +16,8 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.record import PixelRenderTransform
 
+GIF_FPS, GIF_SIDE = 20, 240
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -143,7 +145,9 @@ def record_episode(
 
 
 def write_film(path: str | Path, frames: Sequence[np.ndarray], *, fps: int) -> None:
-    """Writes frames ``[H, W, 3]``, uint8, as the file's name says: MP4, or GIF that loops.
+    """Writes frames ``[H, W, 3]``, uint8, as the file's name says: MP4, or a small GIF that loops.
+
+    A GIF shows at most :data:`GIF_FPS` frames a second, of at most :data:`GIF_SIDE` pixels.
 
     Needs the extra ``video``.
     """
@@ -152,5 +156,8 @@ def write_film(path: str | Path, frames: Sequence[np.ndarray], *, fps: int) -> N
     path = Path(path)
     options: dict[str, Any] = {"macro_block_size": None, "fps": fps}
     if path.suffix == ".gif":
-        options = {"loop": 0, "duration": 1000 / fps}
+        turn = max(1, round(fps / GIF_FPS))
+        scale = max(1, -(-min(frames[0].shape[:2]) // GIF_SIDE))
+        frames = [frame[::scale, ::scale] for frame in frames[::turn]]
+        options = {"loop": 0, "duration": 1000 * turn / fps}
     imageio.mimsave(path, list(frames), **options)
