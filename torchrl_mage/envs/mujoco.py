@@ -164,11 +164,14 @@ def locomotion_pose(env: gymnasium.Env, observation: np.ndarray) -> None:
     base.set_state(positions, state[shown:])
 
 
+FOLLOWED = {"camera_name": "track"}  # else what runs well runs out of the picture
+
 HALFCHEETAH = register_task(
     Task(
         "HalfCheetah-v5",
         reward_module(halfcheetah_reward),
         wrap=ForwardVelocity,
+        kwargs=FOLLOWED,
         pose=locomotion_pose,
     )
 )
@@ -178,6 +181,7 @@ HOPPER = register_task(
         reward_module(hopper_reward),
         termination_module(hopper_terminated),
         wrap=ForwardVelocity,
+        kwargs=FOLLOWED,
         pose=locomotion_pose,
     )
 )
@@ -187,11 +191,18 @@ WALKER2D = register_task(
         reward_module(walker2d_reward),
         termination_module(walker2d_terminated),
         wrap=ForwardVelocity,
+        kwargs=FOLLOWED,
         pose=locomotion_pose,
     )
 )
 SWIMMER = register_task(
-    Task("Swimmer-v5", reward_module(swimmer_reward), wrap=ForwardVelocity, pose=locomotion_pose)
+    Task(
+        "Swimmer-v5",
+        reward_module(swimmer_reward),
+        wrap=ForwardVelocity,
+        kwargs=FOLLOWED,
+        pose=locomotion_pose,
+    )
 )
 PUSHER = register_task(Task("Pusher-v5", reward_module(pusher_reward)))
 ANT = register_task(
@@ -200,7 +211,11 @@ ANT = register_task(
         reward_module(ant_reward),
         termination_module(ant_terminated),
         wrap=ForwardVelocity,
-        kwargs={"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0},
+        kwargs={
+            **FOLLOWED,
+            "include_cfrc_ext_in_observation": False,
+            "contact_cost_weight": 0.0,
+        },
         pose=locomotion_pose,
     )
 )
