@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import critic_map, film, imagination, imagined_film
+from pictures import check_imagines, critic_map, film, imagination, imagined_film
 from plot import bootstrap
 from torchrl.envs.utils import ExplorationType
 from tqdm.auto import trange
@@ -46,9 +46,16 @@ def main() -> None:
         # All of them before any is evaluated, so that a wrong one is named at once.
         runs = {folder: load_run(folder, best=args.best) for folder in args.folders}
         for folder, run in runs.items():
+            check_can_be_shown(run, args)
             judged(folder, run, args)
     except (LoadError, ModuleNotFoundError) as error:
         raise SystemExit(f"{error}") from error
+
+
+def check_can_be_shown(run: LoadedRun, args: argparse.Namespace) -> None:
+    """Refuses, before any episode, what cannot be imagined or drawn."""
+    if args.imagine:
+        check_imagines(run, film=args.imagine.suffix in FILMS)
 
 
 def judged(folder: Path, run: LoadedRun, args: argparse.Namespace) -> None:

@@ -49,21 +49,30 @@ def film(run: LoadedRun, file: Path, seed: int, exploration: ExplorationType, le
         ) from error
 
 
+def check_imagines(run: LoadedRun, *, film: bool) -> None:
+    """Refuses a run without a learned world model, or a film of a task that cannot be drawn.
+
+    Raises:
+        LoadError: it is one.
+    """
+    if not isinstance(run.world_model[0], GaussianEnsembleWorldModel):
+        raise LoadError("the run has no learned world model to imagine with; name one that has.")
+    if film and run.task.pose is None:
+        raise LoadError(
+            f"what {run.task.name} observes does not tell how to draw it: --imagine FILE.png plots "
+            "it, a Task(pose=...) lets it be filmed."
+        )
+
+
 def foreseen(run: LoadedRun, episode: TensorDictBase, steps: int) -> tuple[Tensor, Tensor]:
     """An episode's observations ``[K, D]``, and what each member makes of them, ``[E, K, D]``.
 
     Args:
-        run: with a learned world model.
+        run: with a learned world model, see :func:`check_imagines`.
         episode: of the run's environment, ``[T]``.
         steps: that the model runs open loop, on the episode's actions; ``T`` at most.
-
-    Raises:
-        LoadError: the run has no learned world model.
     """
-    model = run.world_model[0]
-    if not isinstance(model, GaussianEnsembleWorldModel):
-        raise LoadError("the run has no learned world model to imagine with; name one that has.")
-    steps = min(steps, len(episode))
+    model, steps = run.world_model[0], min(steps, len(episode))
     members_EKD = predict_open_loop(model, episode, steps).cpu()
     return episode["next", "observation"][:steps].cpu(), members_EKD
 
@@ -80,12 +89,9 @@ def imagined_film(run: LoadedRun, episode: TensorDictBase, steps: int, file: Pat
     Raises:
         LoadError: the run has no learned world model, or its task cannot be drawn.
     """
+    check_imagines(run, film=True)
     pose = run.task.pose
-    if pose is None:
-        raise LoadError(
-            f"what {run.task.name} observes does not tell how to draw it: --imagine FILE.png plots "
-            "it, a Task(pose=...) lets it be filmed."
-        )
+    assert pose is not None
     real_KD, members_EKD = foreseen(run, episode, steps)
     env = run.task.make_gymnasium(render_mode="rgb_array")
     env.reset(seed=0)
@@ -111,6 +117,7 @@ def imagination(run: LoadedRun, episode: TensorDictBase, steps: int) -> Figure:
     Raises:
         LoadError: the run has no learned world model.
     """
+    check_imagines(run, film=False)
     real_KD, members_EKD = foreseen(run, episode, steps)
     steps = len(real_KD)
     mean_KD, std_KD = members_EKD.mean(0), members_EKD.std(0, correction=0)

@@ -1,4 +1,4 @@
-"""Model-free SAC, the baseline: TorchRL's loss with MAGE-SAC's networks, data and evaluation.
+"""Model-free SAC, the baseline: TorchRL's loss at MAGE-SAC's data and evaluation.
 
 python examples/sac.py                  # Pendulum-v1
 python examples/sac.py env=halfcheetah  # another task, with its sizes
@@ -84,7 +84,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
             for batch in normalize(buffer.sample()).split(cfg.policy.batch_size):
                 update_critics(batch)
                 log_prob = update_actor(batch)["log_prob"]
-                update_temperature(batch.select().set("log_prob", log_prob))
+                update_temperature(batch.clone(False).set("log_prob", log_prob))
                 run.report(alpha=loss.log_alpha.exp())
 
     film(cfg, run, task, policy)

@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     peak = statistics.median(info["roofline"] for _, info in rows.values())
     say = terminalreporter.write_line
-    say(f"GEMM roofline {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    say(f"float32 GEMM roofline {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
     say(f"{'what':40}{'ms':>10}{'naive / this':>14}{'GFLOP':>8}{'of roofline':>13}")
     for (what, size, how), (seconds, info) in rows.items():
         naive = rows.get((what, size, "naive"))

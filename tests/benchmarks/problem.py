@@ -44,6 +44,7 @@ class Size:
     members: int = 8
     fit_batch: int = 256
     horizon: int = 1
+    layer_norm: bool = False
 
     @staticmethod
     def _forward(widths: tuple[int, ...]) -> int:
@@ -86,13 +87,14 @@ SIZES = {
         members=5,
         fit_batch=128,
         horizon=3,
+        layer_norm=True,
     ),
 }
 CPU = torch.device("cpu")
 
 
 class Trainer:
-    """The updates of ``examples/mage_td3.py``, eager or compiled."""
+    """The updates of ``examples/mage_td3.py``, eager or compiled (the fit too, to compare)."""
 
     def __init__(
         self,
@@ -119,7 +121,10 @@ class Trainer:
             TanhModule(in_keys=["param"], out_keys=["action"], low=-1.0, high=1.0),
         )
         self.critic_nets = [
-            xavier_mlp(size.obs + size.action, 1, size.critic, device=device) for _ in range(2)
+            xavier_mlp(
+                size.obs + size.action, 1, size.critic, layer_norm=size.layer_norm, device=device
+            )
+            for _ in range(2)
         ]
         critics = [
             TensorDictModule(net, ["normalized_observation", "action"], ["state_action_value"])

@@ -8,11 +8,13 @@ Not part of the default suite, and asserts no times.
 from __future__ import annotations
 
 import pytest
+import torch
 from benchmarks.problem import SIZES, NaiveTrainer, Trainer
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_mage import get_task
+from torchrl_mage.trainers.hardware import has_fast_bfloat16
 
 HOW = ["naive", "eager", "compiled", "eager bf16", "compiled bf16"]
 
@@ -21,6 +23,8 @@ def trainer(size, how):
     if how == "naive":
         return NaiveTrainer(size)
     mode, _, precision = how.partition(" ")
+    if precision and not has_fast_bfloat16(torch.device("cpu")):
+        pytest.skip("no fast bfloat16 products here")
     return Trainer(size, compile=mode == "compiled", precision=precision or "float32")
 
 

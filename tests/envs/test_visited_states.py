@@ -8,8 +8,10 @@ from envs.test_model_based import make_env, numbered_members
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs import StepCounter, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_mage import ModelBasedEnv, get_task
+from torchrl_mage.trainers import exploring
 
 
 def counting_env(end):
@@ -57,6 +59,25 @@ def test_visited_states_of_a_linear_problem():
     error = (possible - visited["observation"]).norm(dim=-1) / (1 + possible.norm(dim=-1))
     assert (error.min(0).values < 1e-5).all()
     assert error.argmin(0).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_the_policy_explores_on_the_way():
+    """Whatever the exploration type around it; alone it does so in no evaluation."""
+    observation, action, following = "observation", "action", ("next", "observation")
+    world_model = TensorDictSequential(
+        TensorDictModule(lambda s, a: s + a, [observation, action], [following]),
+        TensorDictModule(lambda a: a, [action], [("next", "reward")]),
+    )
+    env = ModelBasedEnv(world_model, get_task("Pendulum-v1").make_env())
+    still = TensorDictModule(lambda s: 0 * s[..., :1], [observation], [action])
+    policy = exploring(still, env, noise=0.1)
+    start = TensorDict(observation=torch.zeros(4000, 3), batch_size=[4000])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert (policy(start.clone())["action"] == 0).all()
+        visited = env.visited_states(policy, start, 1)["observation"][:, 0]
+    moved = visited != 0
+    assert (moved.float().mean() - 0.5).abs() < 0.04, "half of them take the step"
+    assert (visited[moved].std() - 0.1).abs() < 0.01
 
 
 def test_visited_states_stay_before_the_end():

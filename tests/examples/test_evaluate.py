@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_mage import LoadError, OraclePendulum, load_run, ship_run
-from torchrl_mage.trainers import evaluate
+from torchrl_mage.trainers import evaluate, write_film
 
 AGENTS = sorted(
     file.parent for file in (Path(__file__).parents[2] / "examples/results/agents").rglob("*.yaml")
@@ -210,6 +210,19 @@ def test_a_film_of_what_cannot_be_drawn_is_refused(trained, monkeypatch, tmp_pat
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, pose=None))
     with pytest.raises(LoadError, match="does not tell how to draw it: --imagine FILE.png plots"):
         pictures.imagined_film(run, TensorDict(), 5, tmp_path / "film.mp4")
+
+
+@needs_video
+@pytest.mark.parametrize(("fps", "frames"), [(10, 20), (20, 20), (25, 10), (50, 7), (125, 3)])
+def test_a_gif_is_small(tmp_path, fps, frames):
+    """At most 20 frames a second, of the length of the film."""
+    import imageio.v2 as imageio
+
+    film = [np.full((300, 500, 3), 10 * i, np.uint8) for i in range(20)]
+    write_film(tmp_path / "film.gif", film, fps=fps)
+    shown = list(imageio.get_reader(tmp_path / "film.gif"))
+    assert len(shown) == frames
+    assert shown[0].shape[:2] == (150, 250)
 
 
 @pytest.mark.parametrize("best", [False, True])

@@ -14,8 +14,8 @@ OWN = """
 from torchrl_mage import MAGELoss, MAGESACLoss
 
 class Cautious(MAGELoss):
-    def __init__(self, *networks, caution=1.0, **others):
-        super().__init__(*networks, **others)
+    def __init__(self, actor, critics, model, caution=1.0, **others):
+        super().__init__(actor, critics, model, **others)
         self.caution = caution
 
     def next_value(self, *arguments):
@@ -38,8 +38,8 @@ def own(tmp_path, monkeypatch):
 def test_taylor_td_runs_and_says_what_it_has_no_use_for(tmp_path, run):
     printed = run(tmp_path / "run", "loss.kind=taylor", "+loss.arguments.action_variance=0.01")
     assert (
-        "left out, since TaylorTDLoss takes none: loss.action_noise, loss.gradient_coeff, "
-        "loss.lmbda, loss.loss_function" in printed.out + printed.err
+        "TaylorTDLoss takes no loss.action_noise, loss.gradient_coeff, loss.lmbda, "
+        "loss.loss_function" in printed.out + printed.err
     )
     assert float(rows(tmp_path / "run")[-1]["action_gradient_error"]) > 0
     assert OmegaConf.load(tmp_path / "run/config.yaml").loss.arguments.action_variance == 0.01
@@ -80,12 +80,18 @@ def test_a_stochastic_actors_loss_of_the_users_own(tmp_path, launch):
     [
         (["loss.kind=magi"], "loss.kind = 'magi': must be mage, taylor or module:Class."),
         (["loss.kind=no_such:Loss"], "No module named 'no_such'); install it, or put its folder"),
-        (["loss.kind=own_losses:Lost"], "has no attribute 'Lost'); install it, or put its folder"),
+        (["loss.kind=own_losses:Lost"], "or module:Class, a subclass of MAGELoss."),
+        (["loss.kind=.own:Loss"], "loss.kind = '.own:Loss': must be mage, taylor or module:Class."),
         (["loss.kind=torch.nn:Linear"], "or module:Class, a subclass of MAGELoss."),
         (
             ["loss.kind=taylor", "+loss.arguments.action_varance=1"],
             "loss.arguments.action_varance = 1: TaylorTDLoss takes no such argument; it takes "
-            "action_spec, action_variance, bounds, ",
+            "action_variance, deactivate_vmap, ",
+        ),
+        (["+loss.arguments.lmbda=0.1"], "loss.arguments.lmbda = 0.1: set loss.lmbda=0.1."),
+        (
+            ["loss.kind=taylor", "+loss.arguments.state_variance=0.1"],
+            "state_variance=0.1 needs one state entry",
         ),
     ],
 )

@@ -419,6 +419,52 @@ def test_paths_of_the_targets_gradient_add_up_to_it(name):
     torch.testing.assert_close(sum(paths.values()), gradient)
 
 
+class Sums(MAGELoss):
+    """Forgets what it is to sum over, or to keep."""
+
+    def critic_objective(self, td_error, errors):
+        return td_error.square()
+
+
+class Flat(MAGELoss):
+    def next_value(self, *args):
+        return super().next_value(*args).squeeze(-1)
+
+
+class Wide(MAGELoss):
+    def critics_action(self, state):
+        return super().critics_action(state)[:1]
+
+
+class Bonus(MAGELoss):
+    def choose(self, state, params, *, last):
+        chosen = super().choose(state, params, last=last)
+        return chosen.set("bonus", chosen["action"].sum(-1))
+
+
+class Perturbed(MAGELoss):
+    perturbed_keys = ("nowhere",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Sums, r"the loss's critic_objective returned shape \(2, 12\), expected \(12,\)"),
+        (Flat, r"the loss's next_value returned shape \(12,\), expected \(12, 1\)"),
+        (Wide, r"the loss's critics_action returned shape \(1,\), expected \(12,\)"),
+        (Bonus, r"the loss's choose's bonus returned shape \(12,\), expected \(12, 1\)"),
+        (Perturbed, r"the loss's perturbed_keys \['nowhere'\] are none of the state entries"),
+    ],
+)
+def test_what_a_hook_returns_is_checked(kind, message):
+    """It would broadcast, and train something else."""
+    CASES["hook"] = (kind, {})
+    case = Case("hook")
+    del CASES["hook"]
+    with pytest.raises(ValueError, match=message):
+        case.loss.value_loss(case.td())
+
+
 class Clipped(MAGELoss):
     """A target of its own, made around the parts of which the paths are."""
 

@@ -44,8 +44,9 @@ class Task:
         known: whether reward and termination are what they are said to be; ``False`` of an
             environment of which nothing is known.
         kwargs: passed to :func:`gymnasium.make`: the variant of the environment that is meant.
-        pose: puts a gymnasium environment into the state that an observation ``[D]`` shows, to draw
-            what a model imagines; ``None`` where the observation does not tell.
+        pose: puts an environment of :meth:`make_gymnasium`, which was reset, into the state that an
+            observation ``[D]`` shows, to draw what a model imagines; ``None`` where that is not
+            told. A locomotion task stays at its place on the ground, which is not observed.
 
     Example:
         >>> task = Task("Pendulum-v1", reward=None)

@@ -195,6 +195,14 @@ def check_value(value: Tensor | None, key: NestedKey, shape: Sequence[int], crit
         )
 
 
+def check_hook(name: str, value: Tensor, shape: Sequence[int]) -> None:
+    """Refuses what a subclass's hook returns in another shape, which would broadcast."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(
+            f"the loss's {name} returned shape {tuple(value.shape)}, expected {tuple(shape)}."
+        )
+
+
 def check_transition(
     imagined: TensorDictBase,
     state: TensorDictBase,

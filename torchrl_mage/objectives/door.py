@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_mage.objectives.contract import (
     check_action,
     check_depends_on_action,
+    check_hook,
     check_some,
     check_transition,
     check_value,
@@ -92,7 +93,12 @@ class LossWithDoor(MendedTD3Loss):
                 with self._generators_kept():
                     follows = partial(self._follows, inputs)
                     check_depends_on_action(follows, action, network_keys, self._without_gradient)
-            self.choose(imagined.select(*self._next_keys), self.actor_network_params, last=True)
+            chosen = self.choose(
+                imagined.select(*self._next_keys), self.actor_network_params, last=True
+            )
+            check_hook("choose", chosen.get("action"), action.shape)
+            if "bonus" in chosen:
+                check_hook("choose's bonus", chosen.get("bonus"), (*state.batch_size, 1))
             params = self.qvalue_network_params.data
             each = self._for_each(params, inputs.select(*self.qvalue_network.in_keys))
             out = run_network("critic", lambda td: self._vmap_qvalue_network00(td, params), each)

@@ -17,7 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.diagnostics import target_gradient_paths
 from torchrl_mage.objectives.arguments import check_positive_count
-from torchrl_mage.objectives.contract import check_weights, ended, imagine
+from torchrl_mage.objectives.contract import check_hook, check_weights, ended, imagine
 from torchrl_mage.objectives.door import LossWithDoor
 
 ACTION, BONUS = "action", "bonus"  # what the target makes of a policy's choice
@@ -215,6 +215,7 @@ class ImaginedTD3Loss(LossWithDoor):
         chosen = self.choose(next_state, actor_params, last=steps == 1)
         constants = estimator, actor_params, qvalue_params
         next_value = self.next_value(next_state, chosen, steps - 1, *constants)
+        check_hook("next_value", next_value, reward.shape)
         if terminated is None:  # a probability masks
             next_value = next_value * (1 - share)
             terminated = torch.zeros_like(reward, dtype=torch.bool)
@@ -250,7 +251,14 @@ class ImaginedTD3Loss(LossWithDoor):
     def imagined_step(
         self, state: TensorDictBase, action: Tensor
     ) -> tuple[TensorDictBase, Tensor, Tensor | None, Tensor]:
-        """Next state, reward, termination (``None`` where a probability masks) and its share."""
+        """Where an action leads, and what that pays.
+
+        Returns:
+            The next state, with the keys that the networks read; the reward ``[*B, 1]``; whether it
+            ends, boolean ``[*B, 1]``, or ``None`` where a probability masks; and the share that
+            ends, ``[*B, 1]``: that boolean as a number, or the probability. The target is masked by
+            the one or the other, Eq. 13's paths by the share: they must agree.
+        """
         keys = self.tensor_keys
         imagined = imagine(self.world_model, state, action, keys.action)
         terminated, share = ended(imagined, keys)

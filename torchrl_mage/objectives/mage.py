@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchrl_mage.functional import mage_critic_loss, value_and_action_gradient
 from torchrl_mage.objectives.arguments import check_nonnegative
+from torchrl_mage.objectives.contract import check_hook
 from torchrl_mage.objectives.imagined import AgentArguments, ImaginedTD3Loss
 
 
@@ -152,6 +153,19 @@ class MAGELoss(ImaginedTD3Loss):
         """The state's entries in which the TD error is differentiated too, beside the action."""
         return []
 
+    def check(self, tensordict: TensorDictBase) -> None:
+        """Runs actor, world model and critics once on the states, and names what does not fit.
+
+        Raises:
+            ValueError: as of every loss; or a perturbed entry is none that the networks read.
+        """
+        super().check(tensordict)
+        if strange := [key for key in self.perturbed_keys if key not in self._state_keys]:
+            raise ValueError(
+                f"the loss's perturbed_keys {strange} are none of the state entries that actor, "
+                f"critics and world model read, {self._state_keys}."
+            )
+
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss and its detached diagnostics."""
         state = self._states(tensordict)
@@ -174,6 +188,7 @@ class MAGELoss(ImaginedTD3Loss):
         metadata: dict[str, Tensor] = {}
         with torch.no_grad():
             action = self.critics_action(state)
+            check_hook("critics_action", action[..., 0], state.batch_size)
             inputs = state.select(*self.perturbed_keys).set(action_key, action)
             if self.differentiated:
                 target_B, target_slope, ended_B = value_and_action_gradient(target, inputs)
@@ -188,7 +203,9 @@ class MAGELoss(ImaginedTD3Loss):
         else:
             value_CB, _ = value(inputs_CB)
         td_error_CB = target_B - value_CB
-        loss = self._reduced(self.critic_objective(td_error_CB, errors), tensordict)
+        objective_B = self.critic_objective(td_error_CB, errors)
+        check_hook("critic_objective", objective_B, state.batch_size)
+        loss = self._reduced(objective_B, tensordict)
         self._forget(tensordict)
         return loss, metadata | {
             "td_error": td_error_CB.detach().abs(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,12 +126,12 @@ def record_episode(
     max_steps: int = 1000,
     exploration: ExplorationType = ExplorationType.DETERMINISTIC,
 ) -> None:
-    """Writes one episode of the deterministic policy, or as ``exploration`` says, as an MP4 file.
+    """Films one episode of the deterministic policy, or as ``exploration`` says.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
         policy: writes ``action``.
-        path: the file.
+        path: the file, see :func:`write_film`.
         seed: seeds the environment.
         fps: frames a second of the video.
         max_steps: where an episode without an end is cut.
@@ -147,7 +148,8 @@ def record_episode(
 def write_film(path: str | Path, frames: Sequence[np.ndarray], *, fps: int) -> None:
     """Writes frames ``[H, W, 3]``, uint8, as the file's name says: MP4, or a small GIF that loops.
 
-    A GIF shows at most :data:`GIF_FPS` frames a second, of at most :data:`GIF_SIDE` pixels.
+    A GIF shows at most :data:`GIF_FPS` frames a second, their shorter side of at most
+    :data:`GIF_SIDE` pixels.
 
     Needs the extra ``video``.
     """
@@ -156,8 +158,8 @@ def write_film(path: str | Path, frames: Sequence[np.ndarray], *, fps: int) -> N
     path = Path(path)
     options: dict[str, Any] = {"macro_block_size": None, "fps": fps}
     if path.suffix == ".gif":
-        turn = max(1, round(fps / GIF_FPS))
-        scale = max(1, -(-min(frames[0].shape[:2]) // GIF_SIDE))
+        turn = math.ceil(fps / GIF_FPS)
+        scale = math.ceil(min(frames[0].shape[:2]) / GIF_SIDE)
         frames = [frame[::scale, ::scale] for frame in frames[::turn]]
         options = {"loop": 0, "duration": 1000 * turn / fps}
     imageio.mimsave(path, list(frames), **options)

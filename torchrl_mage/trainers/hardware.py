@@ -102,7 +102,7 @@ def in_precision(
     """
     if precision == "float32":
         return function
-    if not _has_fast_bfloat16(device):
+    if not has_fast_bfloat16(device):
         warnings.warn(
             f"precision=bf16: {device.type} has no fast bfloat16 products here, so they would be "
             "slower than float32's: the run stays in float32.",
@@ -118,7 +118,8 @@ def in_precision(
     return call
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 there."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
@@ -147,7 +148,7 @@ def compiled(
         fullgraph: whether a graph break is an error; an optimiser's step has one by design.
         batch_size: tensordicts of another last dimension run eager: few of them come, and a graph
             of their own would not pay.
-        on_cpu: whether a graph pays on a CPU.
+        on_cpu: ``False`` leaves the function eager on a CPU.
 
     Example:
         >>> compiled(torch.sin, enabled=False, device=torch.device("cpu")) is torch.sin
