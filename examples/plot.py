@@ -523,7 +523,7 @@ def draw(
             axes.grid(alpha=0.3)
         name = "return" if metric == RETURN else metric.replace("_", " ")
         panels_of_row[0].set_ylabel(name)
-    figure.suptitle(what, fontsize="small")
+    figure.suptitle(what, fontsize="small", wrap=True)
     figure.draw_without_rendering()  # lays it out: a long legend needs a second time, on saving
     return figure
 
