@@ -46,22 +46,17 @@ def main() -> None:
         # All of them before any is evaluated, so that a wrong one is named at once.
         runs = {folder: load_run(folder, best=args.best) for folder in args.folders}
         for folder, run in runs.items():
-            check_can_be_shown(run, args)
             judged(folder, run, args)
     except (LoadError, ModuleNotFoundError) as error:
         raise SystemExit(f"{error}") from error
-
-
-def check_can_be_shown(run: LoadedRun, args: argparse.Namespace) -> None:
-    """Refuses, before any episode, what cannot be imagined or drawn."""
-    if args.imagine:
-        check_imagines(run, film=args.imagine.suffix in FILMS)
 
 
 def judged(folder: Path, run: LoadedRun, args: argparse.Namespace) -> None:
     """Evaluates a run, prints its scores and writes what was asked for."""
     if args.stochastic and "scale" not in run.policy.out_keys:
         raise SystemExit(f"{folder}: its policy is deterministic; leave --stochastic out.")
+    if args.imagine:  # before any episode
+        check_imagines(run, film=args.imagine.suffix in FILMS)
     exploration = ExplorationType.RANDOM if args.stochastic else ExplorationType.DETERMINISTIC
     env = run.task.make_env(**{"render_mode": "human"} if args.render else {})
     found = evaluated(run, env, args.episodes, args.seed, exploration, str(folder))
