@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,16 +13,14 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
+from command_line import CONFIG, config_path  # answers what it can, before torch too
+
 import hydra
 import torch
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from usage import usage
 
 from torchrl_mage import GaussianEnsembleWorldModel, Normalizer
 from torchrl_mage.diagnostics import model_diagnostics
@@ -36,7 +32,6 @@ from torchrl_mage.trainers import (
     Interrupted,
     Run,
     SettingsError,
-    chosen_folder,
     held_transitions,
     open_run,
     record_episode,
@@ -44,74 +39,7 @@ from torchrl_mage.trainers import (
     use_offscreen_rendering,
 )
 
-CONFIG = Path(__file__).parent / "config"
 RANGES = CONFIG / "ranges.yaml"
-UNKNOWN = ("custom", "dmc")  # the groups of environments of which nothing is known
-
-
-def env_folder(choice: str, name: str | None) -> str:
-    """The folder of a task's runs: an environment of the user's own has its name too.
-
-    Example:
-        >>> env_folder("hopper", "Hopper-v5"), env_folder("custom", "my_module:Mine/Env-v0")
-        ('hopper', 'custom/my_module_Mine_Env-v0')
-    """
-    own = re.sub(r"[^\w.-]", "_", str(name))
-    return f"{choice}/{own}" if choice in UNKNOWN else choice
-
-
-def short(name: str, length: int = 100) -> str:
-    """A name that a disk takes as a folder's, its own for each set of overrides.
-
-    Example:
-        >>> short("seed=0"), len(short("x=1," * 100)), short("x=1," * 100) == short("x=1," * 99)
-        ('seed=0', 100, False)
-    """
-    if len(name) <= length:
-        return name
-    return f"{name[: length - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def without(data: str | None, steps: int) -> int:
-    """Steps that are left out where there are data to begin with.
-
-    Example:
-        >>> without(None, 100), without("log.csv", 100)
-        (100, 0)
-    """
-    return 0 if data else steps
-
-
-def offline(data: str | None, total_steps: int, steps: int) -> int:
-    """Steps on the data alone, where the environment has none.
-
-    Example:
-        >>> offline("log.csv", 0, 1500), offline("log.csv", 1500, 1500), offline(None, 0, 1500)
-        (1500, 0, 0)
-    """
-    return steps if data and total_steps == 0 else 0
-
-
-for resolver, function in (
-    ("run_folder", chosen_folder),
-    ("env_folder", env_folder),
-    ("offline", offline),
-    ("short", short),
-    ("without", without),
-    ("usage", usage),
-):
-    OmegaConf.register_new_resolver(resolver, function, replace=True)
-
-
-class SharedConfig(SearchPathPlugin):
-    """Behind a script's own experiments, those and the groups that all scripts share."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra's hook."""
-        search_path.append("shared", f"file://{CONFIG}")
-
-
-Plugins.instance().register(SharedConfig)
 
 Train = Callable[[DictConfig, Run, Task, torch.device], float]
 
@@ -121,7 +49,6 @@ def script(
     *,
     config_name: str,
     show: Sequence[str],
-    config_path: str = "config",
     check: Callable[[DictConfig], None] = lambda cfg: None,
 ) -> Callable[[Train], Callable[[], None]]:
     """Makes a training function a Hydra script.
@@ -130,7 +57,6 @@ def script(
         title: of its runs, before the task and the seed.
         config_name: its YAML.
         show: the metrics beside its progress bar, after the return.
-        config_path: where that lies.
         check: refuses settings that are none of this script's.
 
     Returns:
@@ -158,9 +84,8 @@ def script(
             check(cfg)
             return _started(train, OmegaConf.create(settings), path, title, show)
 
-        return hydra.main(config_path=config_path, config_name=config_name, version_base="1.3")(
-            main
-        )
+        path = config_path(config_name)
+        return hydra.main(config_path=path, config_name=config_name, version_base="1.3")(main)
 
     return decorate
 

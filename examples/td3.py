@@ -27,7 +27,6 @@ from torchrl_mage.trainers import Minimizer, Run, compiled, exploring_collector
 @script(
     "TD3",
     config_name="td3",
-    config_path="config/td3",
     show=("episode_return", "loss_qvalue", "loss_actor"),
 )
 def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:

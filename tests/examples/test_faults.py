@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from command_line import env_folder, short
+
 import gymnasium
 import pytest
 import torch
@@ -117,16 +119,13 @@ def test_a_video_of_what_cannot_be_rendered_is_refused_at_the_start(refused, mon
 
 
 def test_folders_names_are_short_and_each_settings_own():
-    sys.path.insert(0, str(EXAMPLES))
-    import run
-
-    assert run.env_folder("hopper", "Hopper-v5") == "hopper"
-    names = {run.env_folder("custom", name) for name in ("a:b/C-v0", "a:b/D-v0")}
+    assert env_folder("hopper", "Hopper-v5") == "hopper"
+    names = {env_folder("custom", name) for name in ("a:b/C-v0", "a:b/D-v0")}
     assert names == {"custom/a_b_C-v0", "custom/a_b_D-v0"}
     long = [f"seed={seed}," + "world_model.lr=0.001," * 30 for seed in (0, 1)]
-    assert len({run.short(name) for name in long}) == 2
-    assert all(len(run.short(name)) == 100 for name in long)
-    assert run.short("env=hopper,seed=0") == "env=hopper,seed=0", "as in the sweeps of before"
+    assert len({short(name) for name in long}) == 2
+    assert all(len(short(name)) == 100 for name in long)
+    assert short("env=hopper,seed=0") == "env=hopper,seed=0", "as in the sweeps of before"
 
 
 def test_threads_wait_passively_unless_the_user_chose():

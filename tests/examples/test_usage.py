@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
-from run import CONFIG
+from command_line import CONFIG
 
 import pytest
 import yaml
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = ("mage_td3", "mage_sac", "td3", "sac", "mage_ddpg", "gradient_error")
 
 
@@ -55,3 +59,22 @@ def test_it_shows_the_values_that_the_overrides_give(usage):
     assert found["env"] == "cartpole"
     assert (found["total_steps"], found["seed"], found["threads"]) == ("5000", "1", "null")
     assert (found["loss.gradient_coeff"], found["compile"]) == ("0", "true")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["td3", "--help"], 0, "python examples/td3.py KEY=VALUE"),
+        (["td3", "+experiment=returns", "--cfg", "job"], 0, "critic"),
+        (["mage_td3", "env=cartpol"], 1, "Could not find 'env/cartpol'"),
+        (["mage_sac", "loss.lambda=1"], 1, "Key 'lambda' is not in struct"),
+    ],
+)
+def test_what_can_be_answered_before_torch_is(arguments, status, said, tmp_path):
+    script, *arguments = arguments
+    command = [sys.executable, "-X", "importtime", str(EXAMPLES / f"{script}.py"), *arguments]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == status
+    assert said in out.stdout + out.stderr
+    assert not re.search(r"\| +torch$", out.stderr, re.MULTILINE)
+    assert not list(tmp_path.iterdir()), "nothing is begun"
