@@ -30,15 +30,25 @@ def _roofline(benchmark):
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
+    benchmarks = session.benchmarks if session else []
+    speeds(
+        terminalreporter.write_line, [bench for bench in benchmarks if "what" in bench.extra_info]
+    )
+    runs(
+        terminalreporter.write_line, [bench for bench in benchmarks if "parts" in bench.extra_info]
+    )
+
+
+def speeds(say, benchmarks):
+    """Milliseconds, against the naive reference, and of the roofline."""
     rows = {
         (info["what"], info["size"], info["how"]): (bench.stats.median / info["per_call"], info)
-        for bench in (session.benchmarks if session else ())
-        if "what" in (info := bench.extra_info)
+        for bench in benchmarks
+        if (info := bench.extra_info)
     }
     if not rows:
         return
     peak = statistics.median(info["roofline"] for _, info in rows.values())
-    say = terminalreporter.write_line
     say(f"float32 GEMM roofline {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
     say(f"{'what':40}{'ms':>10}{'naive / this':>14}{'GFLOP':>8}{'of roofline':>13}")
     for (what, size, how), (seconds, info) in rows.items():
@@ -49,3 +59,13 @@ def pytest_terminal_summary(terminalreporter, config):
         fraction = f"{flop / seconds / info['roofline']:.2f}" if flop else ""
         name = f"{what} {size} {how}"
         say(f"{name:40}{seconds * 1e3:10.2f}{ratio:>14}{work:>8}{fraction:>13}")
+
+
+def runs(say, benchmarks):
+    """Seconds of short runs, from the command to its end, by part."""
+    for count, bench in enumerate(benchmarks):
+        parts = bench.extra_info["parts"]
+        if not count:
+            say(f"{'seconds of a short run':40}{'all':>8}" + "".join(f"{p:>12}" for p in parts))
+        spent = "".join(f"{seconds:12.1f}" for seconds in parts.values())
+        say(f"{bench.extra_info['run']:40}{bench.stats.total:8.1f}{spent}")
