@@ -75,7 +75,9 @@ class Size:
 SIZES = {
     "pendulum": Size("Pendulum-v1", 3, 1, 512, (128, 128), (128, 128)),
     "halfcheetah": Size("HalfCheetah-v5", 18, 6, 1024, (512,) * 4, (384, 384)),
-    "pendulum fast": Size("Pendulum-v1", 3, 1, 256, (128, 128), (128, 128), (256, 256), horizon=3),
+    "pendulum fast": Size(
+        "Pendulum-v1", 3, 1, 256, (128, 128), (128, 128), (128, 128), fit_batch=128, horizon=3
+    ),
     "halfcheetah fast": Size(
         "HalfCheetah-v5",
         18,
