@@ -18,9 +18,8 @@ from usage import usage
 
 CONFIG = Path(__file__).resolve().parent / "config"
 UNKNOWN = ("custom", "dmc")  # the groups of environments of which nothing is known
-# Hydra's options that print something, and those under which the overrides are not one run's.
+# Hydra's options that print something and end.
 SHOWN = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}
-MANY = {"--multirun", "-m"}
 
 
 def config_path(script: str) -> str:
@@ -47,6 +46,7 @@ def answer(argv: list[str]) -> None:
         return  # imported by another program
     options = {argument.partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
     path = config_path(script.stem)
+    # Under another option, such as --multirun, the overrides are not those of one run.
     if options & SHOWN or (not options and not _composes(path, script.stem, argv[1:])):
         # Hydra shows what is asked for, or what is wrong, before it would call this.
         hydra.main(config_path=path, config_name=script.stem, version_base="1.3")(_nothing)()
