@@ -45,6 +45,7 @@ IGNORED = (
     "checkpoint_interval",
     "env_timeout",
 )
+TABLE = "kinds."  # the recipe's, of all kinds of task: what a run took of it is among its settings
 COLUMNS = ("metric", "task", "setting", "step", "runs", "center", "low", "high", "raw")
 RETURN = "eval_return_mean"
 LEGEND_WIDTH = 68  # letters below a panel
@@ -166,6 +167,7 @@ def telling_apart(runs: list[Run]) -> list[str]:
         key
         for key in runs[0].settings
         if key not in IGNORED
+        and not key.startswith(TABLE)
         and all(key in run.settings for run in runs)
         and any(peer.settings[key] != peers[0].settings[key] for peers in tasks for peer in peers)
     ]

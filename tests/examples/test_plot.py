@@ -224,6 +224,16 @@ def test_a_setting_that_older_runs_lack_tells_none_apart(monkeypatch, tmp_path):
     assert (row["setting"], row["runs"], row["center"]) == ("all settings equal", "2", "2.0")
 
 
+def test_the_recipes_table_for_other_tasks_tells_no_runs_apart(monkeypatch, tmp_path):
+    for name, seed, steps in (("a", 0, 1000), ("b", 1, 3000)):
+        write_run(tmp_path / "runs" / name, seed, [seed])
+        config = tmp_path / "runs" / name / "config.yaml"
+        table = {"kinds": {"balance": {"total_steps": steps}}}
+        config.write_text(config.read_text() + yaml.safe_dump(table))
+    (row,) = plot(monkeypatch, tmp_path, "runs")
+    assert (row["setting"], row["runs"]) == ("all settings equal", "2")
+
+
 def test_a_row_of_panels_for_each_metric(monkeypatch, tmp_path):
     write_run(tmp_path / "runs/a", 0, [3])
     rows = plot(monkeypatch, tmp_path, "runs", "--metric", "eval_*_mean", "wall_time")
