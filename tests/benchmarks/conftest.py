@@ -31,12 +31,9 @@ def _roofline(benchmark):
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
     benchmarks = session.benchmarks if session else []
-    speeds(
-        terminalreporter.write_line, [bench for bench in benchmarks if "what" in bench.extra_info]
-    )
-    runs(
-        terminalreporter.write_line, [bench for bench in benchmarks if "parts" in bench.extra_info]
-    )
+    say = terminalreporter.write_line
+    speeds(say, [bench for bench in benchmarks if "what" in bench.extra_info])
+    runs(say, [bench for bench in benchmarks if "parts" in bench.extra_info])
 
 
 def speeds(say, benchmarks):
@@ -44,7 +41,7 @@ def speeds(say, benchmarks):
     rows = {
         (info["what"], info["size"], info["how"]): (bench.stats.median / info["per_call"], info)
         for bench in benchmarks
-        if (info := bench.extra_info)
+        for info in [bench.extra_info]
     }
     if not rows:
         return
@@ -63,9 +60,9 @@ def speeds(say, benchmarks):
 
 def runs(say, benchmarks):
     """Seconds of short runs, from the command to its end, by part."""
-    for count, bench in enumerate(benchmarks):
-        parts = bench.extra_info["parts"]
-        if not count:
-            say(f"{'seconds of a short run':40}{'all':>8}" + "".join(f"{p:>12}" for p in parts))
-        spent = "".join(f"{seconds:12.1f}" for seconds in parts.values())
+    if benchmarks:
+        names = "".join(f"{part:>12}" for part in benchmarks[0].extra_info["parts"])
+        say(f"{'seconds of a short run':40}{'all':>8}{names}")
+    for bench in benchmarks:
+        spent = "".join(f"{seconds:12.1f}" for seconds in bench.extra_info["parts"].values())
         say(f"{bench.extra_info['run']:40}{bench.stats.total:8.1f}{spent}")

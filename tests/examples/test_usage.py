@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from command_line import CONFIG
 
 import pytest
 import yaml
+from examples.conftest import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = ("mage_td3", "mage_sac", "td3", "sac", "mage_ddpg", "gradient_error")
 
 
