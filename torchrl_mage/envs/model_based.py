@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey, expand_as_right, unravel_key
+from tensordict.utils import NestedKey, unravel_key
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ModelBasedEnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -110,16 +111,16 @@ class ModelBasedEnv(ModelBasedEnvBase):
     def visited_states(
         self, policy: TensorDictModuleBase, start: TensorDictBase, steps: int
     ) -> TensorDictBase:
-        """States that a policy visits within ``steps`` imagined steps, one for each start.
+        """States that a policy visits within ``steps`` imagined steps, as many as the starts.
 
-        After a number of steps drawn uniformly from ``0 ... steps``, or the last before the
-        episode ends: the branched rollouts of MBPO (arXiv:1906.08253) as a source of states for a
-        loss.
+        From the first of the starts, one in ``steps + 1``, a rollout goes ``steps`` steps, or
+        stays where it was last before the episode ends; these are all its states, shuffled: the
+        branched rollouts of MBPO (arXiv:1906.08253) as a source of states for a loss.
 
         Args:
             policy: writes the action; it explores, as where it collects.
-            start: observations, batch size ``[*B]``; left as they are.
-            steps: largest number of steps; 0 gives the starts.
+            start: observations, batch size ``[*B]``, in no order; left as they are.
+            steps: of a rollout; 0 gives the starts.
 
         Returns:
             The observations, ``[*B]``, without gradient.
@@ -137,22 +138,18 @@ class ModelBasedEnv(ModelBasedEnvBase):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
         keys = (*self._observation_keys, *self._kept_keys)
-        state = self.reset(start.select(*self._observation_keys)).select(*keys).reshape(-1)
-        left_B, order_B = torch.randint(steps + 1, (len(state),), device=self.device).sort(
-            descending=True
-        )
-        state = state[order_B]
-        goes_on_B1 = torch.ones_like(left_B, dtype=torch.bool)[:, None]
-        # Those with steps left come first, so that no others are imagined.
-        for count in [int((left_B > step).sum()) for step in range(steps)]:
-            moving = state[:count]
+        rollouts = math.ceil(start.numel() / (steps + 1))
+        state = self.reset(start.reshape(-1)[:rollouts].select(*self._observation_keys))
+        visited = [state.select(*keys)]
+        goes_on_R1 = torch.ones(rollouts, 1, dtype=torch.bool, device=self.device)
+        for _ in range(steps):
             with set_exploration_type(ExplorationType.RANDOM):
-                following = self.step(policy(moving.clone(False)))["next"]
-            goes_on_B1 = goes_on_B1[:count] & ~following.get(self._terminated_keys[0])  # all alike
-            for key in keys:
-                then, now = following.get(key), moving.get(key)
-                now.copy_(torch.where(expand_as_right(goes_on_B1.squeeze(-1), then), then, now))
-        return state[order_B.argsort()].select(*self._observation_keys).reshape(start.batch_size)
+                following = self.step(policy(visited[-1].clone(False)))["next"]
+            goes_on_R1 = goes_on_R1 & ~following.get(self._terminated_keys[0])  # all alike
+            visited.append(following.select(*keys).where(goes_on_R1.squeeze(-1), visited[-1]))
+        states = torch.stack(visited).select(*self._observation_keys).reshape(-1)
+        drawn = torch.randperm(len(states), device=self.device)[: start.numel()]
+        return states[drawn].reshape(start.batch_size)
 
     def _set_specs(self, base_env: EnvBase, dtype: torch.dtype | None) -> None:
         """Those of ``base_env``, their floating entries in the world model's ``dtype``."""
