@@ -6,17 +6,21 @@ import hashlib
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from usage import usage
 
+from torchrl_mage.trainers.settings import SettingsError, check_settings
+
 CONFIG = Path(__file__).resolve().parent / "config"
+RANGES = CONFIG / "ranges.yaml"
 UNKNOWN = ("custom", "dmc")  # the groups of environments of which nothing is known
 # Hydra's options that print something and end.
 SHOWN = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}
@@ -32,11 +36,26 @@ def config_path(script: str) -> str:
     return str(CONFIG / script if (CONFIG / script).is_dir() else CONFIG)
 
 
-def answer(argv: list[str]) -> None:
-    """Ends the process if the command line asks for help, or for settings that do not exist.
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that a run is asked for.
 
-    Importing PyTorch takes seconds, which nobody wants to wait to read of a typing mistake. All
-    else goes on, to be checked as a whole when the run is opened.
+    Raises:
+        SettingsError: some are out of their range.
+    """
+    if cfg.env.name is None:
+        raise SettingsError(
+            "env.name is missing, the environment's name, e.g. env=custom "
+            "env.name=InvertedPendulum-v5, or env=dmc env.name=cartpole-balance"
+        )
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    check_settings(settings, RANGES)
+    return settings
+
+
+def answer(argv: list[str]) -> None:
+    """Ends the process if the command line asks for help, or for settings that cannot be.
+
+    Importing PyTorch takes seconds, which nobody wants to wait to read of a typing mistake.
 
     Args:
         argv: the script that is run, and what it was given.
@@ -46,24 +65,24 @@ def answer(argv: list[str]) -> None:
         return  # imported by another program
     options = {argument.partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
     path = config_path(script.stem)
-    # Under another option, such as --multirun, the overrides are not those of one run.
-    if options & SHOWN or (not options and not _composes(path, script.stem, argv[1:])):
-        # Hydra shows what is asked for, or what is wrong, before it would call this.
-        hydra.main(config_path=path, config_name=script.stem, version_base="1.3")(_nothing)()
-        sys.exit()
+    if not options & SHOWN:
+        if options:  # such as --multirun: the overrides are not those of one run
+            return
+        try:
+            with hydra.initialize_config_dir(path, version_base="1.3"):
+                checked(hydra.compose(script.stem, argv[1:]))
+            return
+        except SettingsError as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
+        except (HydraException, OmegaConfBaseException):
+            pass  # Hydra says below what is wrong
+    hydra.main(config_path=path, config_name=script.stem, version_base="1.3")(_nothing)()
+    sys.exit()
 
 
 def _nothing(cfg: object) -> None:
     """Takes the place of a script's training."""
-
-
-def _composes(path: str, name: str, overrides: list[str]) -> bool:
-    try:
-        with hydra.initialize_config_dir(path, version_base="1.3"):
-            hydra.compose(name, overrides)
-    except (HydraException, OmegaConfBaseException):
-        return False
-    return True
 
 
 # -------------------------------------------------------------------------- the config's resolvers
@@ -113,10 +132,13 @@ def offline(data: str | None, total_steps: int, steps: int) -> int:
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
-    """The folder that ``resume`` names, else ``fresh``."""
-    from torchrl_mage.trainers import chosen_folder  # imports PyTorch
+    """The folder that ``resume`` names, else ``fresh``.
 
-    return chosen_folder(resume, fresh)
+    Example:
+        >>> run_folder("runs/old", "runs/new"), run_folder("auto", "runs/new")
+        ('runs/old', 'runs/new')
+    """
+    return fresh if resume in (None, "auto") else str(resume)
 
 
 for resolver in (env_folder, offline, run_folder, short, usage, without):

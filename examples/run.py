@@ -13,7 +13,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-from command_line import CONFIG, config_path  # answers what it can, before torch too
+from command_line import checked, config_path  # answers what it can, before torch too
 
 import hydra
 import torch
@@ -38,8 +38,6 @@ from torchrl_mage.trainers import (
     set_up_torch,
     use_offscreen_rendering,
 )
-
-RANGES = CONFIG / "ranges.yaml"
 
 Train = Callable[[DictConfig, Run, Task, torch.device], float]
 
@@ -68,16 +66,9 @@ def script(
         @functools.wraps(train)
         def main(cfg: DictConfig) -> float:
             hydra_cfg = HydraConfig.get()
-            if cfg.env.name is None:
-                choice = hydra_cfg.runtime.choices["env"]
-                raise SettingsError(
-                    f"env={choice} needs the environment's name, e.g. env={choice} env.name="
-                    + ("cartpole-balance" if choice == "dmc" else "InvertedPendulum-v5")
-                )
             settings, path = open_run(
                 hydra_cfg.runtime.output_dir,
-                OmegaConf.to_container(cfg, resolve=True),
-                schema=RANGES,
+                checked(cfg),
                 resume=cfg.resume,
                 overridden=hydra_cfg.overrides.task,
             )

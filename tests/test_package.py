@@ -85,7 +85,7 @@ def test_the_wheel_is_the_package_alone(built):
         (metadata,) = (name for name in file.namelist() if name.endswith("METADATA"))
         fields = Parser().parsestr(file.read(metadata).decode())
     sources = [
-        path for path in (ROOT / "torchrl_mage").rglob("*") if path.suffix in (".py", ".typed")
+        path for path in (ROOT / "torchrl_mage").rglob("*") if path.suffix in (".py", ".pyi")
     ]
     sources.append(ROOT / "torchrl_mage/py.typed")
     assert set(names) == {str(path.relative_to(ROOT)) for path in sources}

@@ -37,8 +37,8 @@ def refused(launch, capfd, tmp_path):
     [
         (["+polic.updates=3"], "polic: no such setting; did you mean policy?"),
         (["+dat=log.csv", "seed=-1"], "2 settings are out of range"),
-        (["env=custom"], "env=custom needs the environment's name, e.g. env=custom env.name=Inv"),
-        (["env=dmc"], "env=dmc needs the environment's name, e.g. env=dmc env.name=cartpole-bal"),
+        (["env=custom"], "env.name is missing, the environment's name, e.g. env=custom env.name="),
+        (["env=dmc"], "or env=dmc env.name=cartpole-balance"),
     ],
 )
 def test_settings_that_are_none_are_named(refused, overrides, message):

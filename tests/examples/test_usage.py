@@ -67,6 +67,8 @@ def test_it_shows_the_values_that_the_overrides_give(usage):
         (["td3", "+experiment=returns", "--cfg", "job"], 0, "critic"),
         (["mage_td3", "env=cartpol"], 1, "Could not find 'env/cartpol'"),
         (["mage_sac", "loss.lambda=1"], 1, "Key 'lambda' is not in struct"),
+        (["mage_td3", "loss.lmbda=-1"], 1, "loss.lmbda = -1: must be a number, at least 0"),
+        (["mage_td3", "env=dmc"], 1, "env.name is missing"),
     ],
 )
 def test_what_can_be_answered_before_torch_is(arguments, status, said, tmp_path):

@@ -30,7 +30,6 @@ from torchrl_mage.trainers import (
     RunInUseError,
     RunLock,
     checkpoints,
-    chosen_folder,
     open_run,
 )
 from torchrl_mage.trainers.folder import held_folder
@@ -397,7 +396,7 @@ def test_another_environments_state_is_refused():
 
 def begun(path, settings):
     """A new run's settings and folder, which it has held for a moment."""
-    settings, path = open_run(path, settings, schema={}, resume=None, overridden=[])
+    settings, path = open_run(path, settings, resume=None, overridden=[])
     with held_folder(path, settings):
         pass
     return settings, path
@@ -406,7 +405,7 @@ def begun(path, settings):
 def test_of_two_that_start_at_once_the_settings_are_those_of_the_one_that_trains(tmp_path):
     one, other = ({"seed": seed, "loss": {"lmbda": 0.2}} for seed in (1, 2))
     for settings in (one, other):  # both find the folder empty
-        open_run(tmp_path, settings, schema={}, resume=None, overridden=[])
+        open_run(tmp_path, settings, resume=None, overridden=[])
     with held_folder(tmp_path, one):
         with pytest.raises(RunInUseError, match="another process trains in"):
             held_folder(tmp_path, other).__enter__()
@@ -424,17 +423,13 @@ def test_which_run_is_continued(tmp_path):
     first, path = begun(tmp_path / "old", settings)
     assert (first, path) == (settings, tmp_path / "old")
     auto = {**settings, "resume": "auto"}
-    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == fresh, (
-        "no checkpoint yet"
-    )
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "no checkpoint yet"
     Run(tmp_path / "old").advance(4).save()
-    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == tmp_path / "old"
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == tmp_path / "old"
     other = {**auto, "seed": 2}
-    assert open_run(fresh, other, schema={}, resume="auto", overridden=["seed"])[1] == fresh
+    assert open_run(fresh, other, resume="auto", overridden=["seed"])[1] == fresh
     (tmp_path / "old" / "networks.pt").touch()
-    assert open_run(fresh, auto, schema={}, resume="auto", overridden=[])[1] == fresh, (
-        "it is finished"
-    )
+    assert open_run(fresh, auto, resume="auto", overridden=[])[1] == fresh, "it is finished"
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):
@@ -445,26 +440,22 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     with RunLock(tmp_path / "old"):
         with pytest.raises(RunInUseError, match="another process trains in .*old: wait for it"):
             RunLock(tmp_path / "old").__enter__()
-        new = open_run(tmp_path / "new", settings, schema={}, resume="auto", overridden=[])[1]
+        new = open_run(tmp_path / "new", settings, resume="auto", overridden=[])[1]
     assert new == tmp_path / "new", "auto lets a run that is trained alone"
-    assert open_run(tmp_path / "x", settings, schema={}, resume="auto", overridden=[])[1] == (
-        tmp_path / "old"
-    )
+    assert open_run(tmp_path / "x", settings, resume="auto", overridden=[])[1] == (tmp_path / "old")
 
 
 def test_a_new_run_does_not_start_over_another(tmp_path):
     Run(tmp_path).advance(4).save()
     for resume in (None, "auto"):
         with pytest.raises(CheckpointError, match="holds a run already: continue it with resume="):
-            open_run(tmp_path, {"seed": 0}, schema={}, resume=resume, overridden=[])
+            open_run(tmp_path, {"seed": 0}, resume=resume, overridden=[])
 
 
 def test_a_named_run_may_be_made_longer_not_shorter(tmp_path):
     def resumed(*overridden, **settings):
         wanted = {"seed": 0, "total_steps": 9} | settings
-        found, path = open_run(
-            tmp_path, wanted, schema={}, resume=str(tmp_path), overridden=overridden
-        )
+        found, path = open_run(tmp_path, wanted, resume=str(tmp_path), overridden=overridden)
         with held_folder(path, found):
             return found
 
@@ -488,23 +479,23 @@ def test_a_named_run_keeps_its_settings(tmp_path):
     old = tmp_path / "old"
     begun(old, {"seed": 1, "loss": {"lmbda": 0.2}})
     with pytest.raises(CheckpointError, match="no checkpoint of a run in"):
-        open_run(old, {"seed": 0}, schema={}, resume=str(old), overridden=[])
+        open_run(old, {"seed": 0}, resume=str(old), overridden=[])
     Run(old).advance(4).save()
     default = {"seed": 0, "loss": {"lmbda": 0.05}}
-    settings, path = open_run(old, default, schema={}, resume=str(old), overridden=["resume"])
+    settings, path = open_run(old, default, resume=str(old), overridden=["resume"])
     assert (settings["seed"], path) == (1, old)
     message = r"other settings: loss.lmbda: 0.2 -> 0.05\. Leave them out"
     with pytest.raises(CheckpointError, match=message):
-        open_run(old, default, schema={}, resume=str(old), overridden=["resume", "loss.lmbda"])
+        open_run(old, default, resume=str(old), overridden=["resume", "loss.lmbda"])
     forced = ["resume=old", "++loss.lmbda=0.05"]
     with pytest.raises(CheckpointError, match=message):
-        open_run(old, default, schema={}, resume=str(old), overridden=forced)
+        open_run(old, default, resume=str(old), overridden=forced)
     newer = {**default, "loss": {"lmbda": 0.05, "clip": 1.0}, "logger": "csv"}
     with pytest.raises(CheckpointError, match=r"config.yaml lacks loss.clip, logger\. Add them"):
-        open_run(old, newer, schema={}, resume=str(old), overridden=["resume"])
+        open_run(old, newer, resume=str(old), overridden=["resume"])
     experiment = ["resume", "capacity"]  # the name of no setting: all of them are compared
     with pytest.raises(CheckpointError, match="other settings: seed: 1 -> 0; loss.lmbda"):
-        open_run(old, default, schema={}, resume=str(old), overridden=experiment)
+        open_run(old, default, resume=str(old), overridden=experiment)
     sac = {"script": "mage_sac", "seed": 0}
     begun(tmp_path / "sac", sac)
     Run(tmp_path / "sac").advance(4).save()
@@ -512,9 +503,6 @@ def test_a_named_run_keeps_its_settings(tmp_path):
         open_run(
             tmp_path / "sac",
             {"script": "td3", "seed": 0},
-            schema={},
             resume=str(tmp_path / "sac"),
             overridden=["resume"],
         )
-    assert chosen_folder(None, "new") == "new"
-    assert chosen_folder(str(old), "new") == str(old)

@@ -10,7 +10,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from torchrl_mage.trainers.checkpoint import CheckpointError, checkpoints, resuming
-from torchrl_mage.trainers.settings import check_settings
 
 CONFIG = "config.yaml"
 BEST = "best_networks.pt"  # of the best evaluation so far
@@ -121,30 +120,18 @@ def _made_longer(saved: dict[str, Any], settings: Mapping[str, Any]) -> dict[str
     return {**saved, "total_steps": max(lengths)} if lengths else saved
 
 
-def chosen_folder(resume: str | None, fresh: str) -> str:
-    """The folder that ``resume`` names, else ``fresh``.
-
-    Example:
-        >>> chosen_folder("runs/old", "runs/new"), chosen_folder("auto", "runs/new")
-        ('runs/old', 'runs/new')
-    """
-    return fresh if resume in (None, "auto") else str(resume)
-
-
 def open_run(
     path: str | Path,
     settings: dict[str, Any],
     *,
-    schema: Mapping[str, Any] | str | Path,
     resume: str | None,
     overridden: Sequence[str],
 ) -> tuple[dict[str, Any], Path]:
     """Finds the settings and the folder of a run: a new one, or one to be continued.
 
     Args:
-        path: the run's folder, see :func:`chosen_folder`.
+        path: the run's folder: the one that ``resume`` names, if it names one.
         settings: what the user asked for, nested.
-        schema: what they may be, see :func:`check_settings`.
         resume: ``None`` starts a run; ``"auto"`` continues the one in ``path`` (a finished one has
             no more to do), or the newest unfinished one beside it, if it has these settings, or
             starts one; all else continues the one in ``path``.
@@ -157,13 +144,11 @@ def open_run(
         The run's settings, which :func:`held_folder` saves as ``config.yaml``, and its folder.
 
     Raises:
-        SettingsError: settings are out of range.
         CheckpointError: there is nothing to continue in ``path``, it is another script's (setting
             ``script``) or has another value of a key that was set, or a new run would start over
             another.
     """
     path = Path(path)
-    check_settings(settings, schema)
     if resume == "auto":
         known = checkpoints(path) and (path / CONFIG).exists()
         if known and not differing_keys(_read(path), settings):
