@@ -47,12 +47,12 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_override_of_the_tables_exists():
-    import run  # registers the resolvers
+    import command_line  # registers the resolvers
 
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    assert run.CONFIG.exists()
+    assert command_line.CONFIG.exists()
     text = "".join(page.read_text() for page in PAGES)
     table = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
     commands = [
@@ -61,7 +61,7 @@ def test_every_override_of_the_tables_exists():
         for code in re.findall(r"`([^`]*)`", cell)
     ]
     assert sum(map(len, commands)) >= 15
-    with initialize_config_dir(str(run.CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(command_line.CONFIG), version_base="1.3"):
         for overrides in commands:
             if not {",", "NAME", "hydra"} & set(re.split("([,/.=])", " ".join(overrides))):
                 OmegaConf.to_container(compose("mage_td3", overrides=overrides), resolve=True)
