@@ -23,7 +23,7 @@ from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer, OraclePendulum
 from torchrl_mage.envs import Task
 from torchrl_mage.modules import critic, deterministic_actor
 from torchrl_mage.objectives import radam
-from torchrl_mage.trainers import Minimizer, Run, compiled, exploring_collector
+from torchrl_mage.trainers import Minimizer, Run, compiled, exploring, exploring_collector
 
 
 @script(
@@ -80,8 +80,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     policy = TensorDictSequential(normalizer, actor)
     collector = exploring_collector(
         env,
-        policy,
-        noise=cfg.exploration_noise,
+        exploring(policy, env, noise=cfg.exploration_noise),
         random_steps=cfg.warmup_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,

@@ -84,8 +84,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     explorer = exploring(policy, env, noise=cfg.exploration_noise)
     collector = exploring_collector(
         env,
-        policy,
-        noise=cfg.exploration_noise,
+        explorer,
         random_steps=cfg.warmup_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,

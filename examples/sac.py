@@ -19,7 +19,7 @@ from torchrl.objectives import SACLoss
 from torchrl_mage import NetworkSoftUpdate, Normalizer
 from torchrl_mage.envs import Task
 from torchrl_mage.modules import critic, stochastic_actor
-from torchrl_mage.trainers import Minimizer, Run, compiled, exploring_collector
+from torchrl_mage.trainers import Minimizer, Run, compiled, exploring, exploring_collector
 
 
 @script("SAC", config_name="sac", show=("episode_return", "loss_qvalue", "alpha"))
@@ -65,8 +65,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     policy = TensorDictSequential(normalizer, actor)
     collector = exploring_collector(
         env,
-        policy,
-        noise=cfg.exploration_noise,
+        exploring(policy, env, noise=cfg.exploration_noise),
         random_steps=cfg.warmup_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,

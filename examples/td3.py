@@ -21,7 +21,7 @@ from torchrl.objectives import TD3Loss
 from torchrl_mage import NetworkSoftUpdate, Normalizer
 from torchrl_mage.envs import Task
 from torchrl_mage.modules import critic, deterministic_actor
-from torchrl_mage.trainers import Minimizer, Run, compiled, exploring_collector
+from torchrl_mage.trainers import Minimizer, Run, compiled, exploring, exploring_collector
 
 
 @script(
@@ -72,8 +72,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     policy = TensorDictSequential(normalizer, actor)
     collector = exploring_collector(
         env,
-        policy,
-        noise=cfg.exploration_noise,
+        exploring(policy, env, noise=cfg.exploration_noise),
         random_steps=cfg.warmup_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,

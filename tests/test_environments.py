@@ -29,7 +29,7 @@ from world_model import LearnedWorldModel
 
 from torchrl_mage import MAGELoss, NetworkSoftUpdate, Normalizer
 from torchrl_mage.modules import critic, deterministic_actor
-from torchrl_mage.trainers import Minimizer, Run, checkpoints, exploring_collector
+from torchrl_mage.trainers import Minimizer, Run, checkpoints, exploring, exploring_collector
 
 TOTAL, WARMUP = 14, 4
 FIT = {"lr": 1e-3, "weight_decay": 1e-4, "grad_clip": 5.0, "num_cells": [4]}
@@ -106,7 +106,7 @@ def train(kind: Kind, path: Path, *, cut: int | None = None, copy: Path | None =
         }
         policy = TensorDictSequential(normalizer, actor)
         collector = exploring_collector(
-            env, policy, noise=0.3, random_steps=WARMUP, total_steps=TOTAL, seed=0
+            env, exploring(policy, env, noise=0.3), random_steps=WARMUP, total_steps=TOTAL, seed=0
         )
         buffer = ReplayBuffer(storage=LazyTensorStorage(TOTAL), batch_size=4)
         for step, transition in run.steps(

@@ -25,7 +25,7 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_mage import Task
 from torchrl_mage.envs import RecordedEnv
-from torchrl_mage.trainers import CollectorState, exploring_collector
+from torchrl_mage.trainers import CollectorState, exploring, exploring_collector
 
 LENGTH, SAVED, TOTAL = 12, 17, 40  # of an episode; five steps into the second one; of the run
 
@@ -182,7 +182,8 @@ def collecting(task, seed):
     env = task.make_env(max_episode_steps=LENGTH, disable_env_checker=True)
     size = env.action_spec.shape[-1]
     policy = TensorDictModule(lambda s: s[..., :size].sin(), ["observation"], ["action"])
-    return exploring_collector(env, policy, noise=0.1, random_steps=5, total_steps=TOTAL, seed=seed)
+    policy = exploring(policy, env, noise=0.1)
+    return exploring_collector(env, policy, random_steps=5, total_steps=TOTAL, seed=seed)
 
 
 def innermost(collector):

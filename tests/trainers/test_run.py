@@ -23,6 +23,7 @@ from torchrl_mage.trainers import (
     Run,
     RunInUseError,
     checkpoints,
+    exploring,
     exploring_collector,
     held_transitions,
     resuming,
@@ -83,9 +84,8 @@ class Agent:
         )
 
     def steps(self, signal_at=None, data=None):
-        collector = exploring_collector(
-            self.env, self.policy, noise=0.1, random_steps=3, total_steps=12, seed=0
-        )
+        explorer = exploring(self.policy, self.env, noise=0.1)
+        collector = exploring_collector(self.env, explorer, random_steps=3, total_steps=12, seed=0)
         for step, transition in self.run.steps(
             collector, self.buffer, self.policy, self.eval_env, environment="Pendulum-v1", data=data
         ):

@@ -45,7 +45,6 @@ def exploring_collector(
     env: EnvBase,
     policy: TensorDictModuleBase,
     *,
-    noise: float,
     random_steps: int,
     total_steps: int,
     seed: int,
@@ -54,8 +53,8 @@ def exploring_collector(
 
     Args:
         env: a single environment; seeded here.
-        policy: writes ``action``; its parameters may be trained in place meanwhile.
-        noise: standard deviation of the Gaussian noise on each action, which stays in its box.
+        policy: writes ``action`` and explores by itself or by :func:`exploring`; its parameters
+            may be trained in place meanwhile.
         random_steps: steps with uniform random actions, at the start.
         total_steps: after which the collector ends.
         seed: of the environment.
@@ -65,9 +64,8 @@ def exploring_collector(
         >>> from torchrl.modules import Actor
         >>> env = GymEnv("Pendulum-v1")
         >>> policy = Actor(lambda x: 0 * x[..., :1], spec=env.action_spec)
-        >>> collector = exploring_collector(
-        ...     env, policy, noise=0.1, random_steps=2, total_steps=5, seed=0
-        ... )
+        >>> policy = exploring(policy, env, noise=0.1)
+        >>> collector = exploring_collector(env, policy, random_steps=2, total_steps=5, seed=0)
         >>> [batch["action"].shape for batch in collector]
         [torch.Size([1, 1]), torch.Size([1, 1]), torch.Size([1, 1]), torch.Size([1, 1]), ...]
         >>> collector.shutdown()
@@ -75,7 +73,7 @@ def exploring_collector(
     env.set_seed(seed)
     return Collector(
         env,
-        exploring(policy, env, noise=noise),
+        policy,
         frames_per_batch=1,
         total_frames=total_steps,
         auto_register_policy_transforms=False,
