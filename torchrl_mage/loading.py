@@ -220,8 +220,11 @@ def _built(settings: dict[str, Any], states: States, device: torch.device) -> Lo
     env.close()
 
     normalizer = _filled(Normalizer(obs_dim), states["normalizer"])
-    make = stochastic_actor if settings["script"].endswith("sac") else deterministic_actor
-    actor = _filled(make(obs_dim, spec, settings["actor"]["num_cells"]), states["actor"])
+    cells, soft = settings["actor"]["num_cells"], settings["actor"].get("soft_bounds", False)
+    if settings["script"].endswith("sac"):
+        actor = stochastic_actor(obs_dim, spec, cells)
+    else:
+        actor = deterministic_actor(obs_dim, spec, cells, soft_bounds=soft)
     values = states["critics"] if "critics" in states else states["critic"]
     count = next(value.shape[0] for value in values.values() if isinstance(value, Tensor))
     cells, layer_norm = settings["critic"]["num_cells"], settings["critic"].get("layer_norm", False)
@@ -236,7 +239,7 @@ def _built(settings: dict[str, Any], states: States, device: torch.device) -> Lo
         for i in range(count)
     ]
     return LoadedRun(
-        policy=TensorDictSequential(normalizer, actor).to(device),
+        policy=TensorDictSequential(normalizer, _filled(actor, states["actor"])).to(device),
         world_model=_world_model(settings, states, task, normalizer, action_dim).to(device),
         critics=critics,
         task=task,

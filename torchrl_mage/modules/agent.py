@@ -19,15 +19,20 @@ def deterministic_actor(
     action_spec: TensorSpec,
     num_cells: Sequence[int],
     *,
+    soft_bounds: bool = False,
     in_key: NestedKey = "normalized_observation",
     device: torch.device | str | None = None,
 ) -> TensorDictSequential:
     """A multi-layer perceptron whose output a tanh maps into the action's box.
 
+    In float32 the tanh of 9 is 1, its gradient 0: what an actor does there it does for ever.
+
     Args:
         obs_dim: number of observation features ``D``.
         action_spec: bounded spec of the action ``[A]``.
         num_cells: width of each hidden layer.
+        soft_bounds: whether an output ``u`` is mapped by ``u / sqrt(1 + u**2)``, the tanh of its
+            asinh, instead, which leaves an actor at its bounds a gradient.
         in_key: where the observation ``[*B, D]`` is read.
         device: device of the parameters.
 
@@ -42,8 +47,10 @@ def deterministic_actor(
         torch.Size([5, 1])
     """
     mlp = xavier_mlp(obs_dim, action_spec.shape[-1], num_cells, device=device)
+    soften = [TensorDictModule(torch.asinh, in_keys=["param"], out_keys=["param"])]
     return TensorDictSequential(
         TensorDictModule(mlp, in_keys=[in_key], out_keys=["param"]),
+        *(soften if soft_bounds else []),
         TanhModule(in_keys=["param"], out_keys=["action"], spec=action_spec),
     )
 
