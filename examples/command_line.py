@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from usage import usage
@@ -64,24 +66,39 @@ def answer(argv: list[str]) -> None:
     if script.parent.resolve() != CONFIG.parent or not (CONFIG / f"{script.stem}.yaml").exists():
         return  # imported by another program
     options = {argument.partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
-    path = config_path(script.stem)
-    if not options & SHOWN:
-        if options:  # such as --multirun: the overrides are not those of one run
-            return
-        try:
-            with hydra.initialize_config_dir(path, version_base="1.3"):
-                checked(hydra.compose(script.stem, argv[1:]))
-            return
-        except SettingsError as error:
-            print(error, file=sys.stderr)
-            sys.exit(1)
-        except (HydraException, OmegaConfBaseException):
-            pass  # Hydra says below what is wrong
-    hydra.main(config_path=path, config_name=script.stem, version_base="1.3")(_nothing)()
-    sys.exit()
+    hydra_main = hydra.main(
+        config_path=config_path(script.stem), config_name=script.stem, version_base="1.3"
+    )
+    if options & SHOWN:
+        hydra_main(_nothing)()
+        sys.exit()
+    if options:  # such as --multirun
+        return
+    try:
+        if cfg := _one_run(script.stem, argv[1:]):
+            checked(cfg)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except HydraException:
+        hydra_main(_nothing)()  # says what is wrong
+    except OmegaConfBaseException:
+        pass  # a value that only the run can tell, or cannot either
 
 
-def _nothing(cfg: object) -> None:
+def _one_run(script: str, overrides: list[str]) -> DictConfig | None:
+    """Its settings; ``None`` where the overrides, or an experiment, are those of a sweep."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(override.is_sweep_override() for override in parsed):
+        return None
+    with hydra.initialize_config_dir(config_path(script), version_base="1.3"):
+        cfg = hydra.compose(script, overrides, return_hydra_config=True)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        return None
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+def _nothing(cfg: DictConfig) -> None:
     """Takes the place of a script's training."""
 
 

@@ -51,7 +51,13 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     )
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     normalizer = Normalizer(obs_dim, device=device)
-    actor = deterministic_actor(obs_dim, env.action_spec, cfg.actor.num_cells, device=device)
+    actor = deterministic_actor(
+        obs_dim,
+        env.action_spec,
+        cfg.actor.num_cells,
+        soft_bounds=cfg.actor.soft_bounds,
+        device=device,
+    )
     critics = [critic(obs_dim, action_dim, cfg.critic.num_cells, device=device) for _ in range(2)]
     model = LearnedWorldModel(cfg, task, normalizer, action_dim, device)
     oracle = TensorDictSequential(

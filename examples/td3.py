@@ -38,7 +38,13 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     normalize = TensorDictSequential(
         normalizer, normalizer.on(("next", "observation"), ("next", "normalized_observation"))
     )
-    actor = deterministic_actor(obs_dim, env.action_spec, cfg.actor.num_cells, device=device)
+    actor = deterministic_actor(
+        obs_dim,
+        env.action_spec,
+        cfg.actor.num_cells,
+        soft_bounds=cfg.actor.soft_bounds,
+        device=device,
+    )
     critics = [critic(obs_dim, action_dim, cfg.critic.num_cells, device=device) for _ in range(2)]
 
     # ---------------------------------------------------------------- loss and minimizers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_imports_go_one_way(room):
 def test_every_room_is_spoken_of():
     rooms = {p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert rooms - {"__init__.py"} == set(ALLOWED)
+
+
+def test_the_package_is_imported_without_torch_and_registers_its_environment():
+    code = """
+import gymnasium, sys, torchrl_mage
+assert "torch" not in sys.modules
+assert torchrl_mage.__version__
+gymnasium.make("torchrl_mage/ContinuousCartPole-v1").reset(seed=0)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("package", ["torchrl_mage", "torchrl_mage.trainers"])
+def test_a_stub_names_what_there_is(package):
+    module = importlib.import_module(package)
+    stub = ast.parse(Path(module.__file__).with_suffix(".pyi").read_text())
+    (names,) = (n.value for n in stub.body if isinstance(n, ast.Assign))
+    assert sorted(ast.literal_eval(names)) == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
 
 
 def test_a_base_install_imports_every_module():

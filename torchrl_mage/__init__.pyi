@@ -19,6 +19,8 @@ from .objectives import (
     TaylorTDLoss,
 )
 
+__version__: str
+
 __all__ = [
     "CategoricalEnsembleLoss",
     "CategoricalWorldModel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -79,3 +80,24 @@ def test_what_can_be_answered_before_torch_is(arguments, status, said, tmp_path)
     assert said in out.stdout + out.stderr
     assert not re.search(r"\| +torch$", out.stderr, re.MULTILINE)
     assert not list(tmp_path.iterdir()), "nothing is begun"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["seed=1", "resume=auto"],
+        ["data=${hydra:runtime.cwd}/log.csv"],  # only Hydra knows
+        ["total_steps=${env.total_stepz}"],  # wrong, as the run will say
+        ["+experiment=returns", "seed=0,1"],
+        ["hydra.mode=MULTIRUN", "env=custom", "env.name=A,B"],
+        ["-m", "loss.lmbda=0,1"],
+    ],
+)
+def test_all_else_is_left_to_the_run(arguments, tmp_path):
+    """The script goes on to import torch, here one that ends it."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    command = [sys.executable, str(EXAMPLES / "mage_td3.py"), *arguments]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    out = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert out.returncode == 3
+    assert [file.name for file in tmp_path.iterdir() if file.suffix] == ["torch.py"]

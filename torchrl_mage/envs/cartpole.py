@@ -77,7 +77,6 @@ def cartpole_pose(env: gymnasium.Env, observation: np.ndarray) -> None:
     env.unwrapped.state = np.asarray(observation, float)  # type: ignore[attr-defined]
 
 
-gymnasium.register(NAME, f"{__name__}:{ContinuousCartPoleEnv.__name__}", max_episode_steps=500)
 CARTPOLE = register_task(
     Task(
         NAME,

@@ -113,14 +113,15 @@ class ModelBasedEnv(ModelBasedEnvBase):
     ) -> TensorDictBase:
         """States that a policy visits within ``steps`` imagined steps, as many as the starts.
 
-        From the first of the starts, one in ``steps + 1``, a rollout goes ``steps`` steps, or
-        stays where it was last before the episode ends; these are all its states, shuffled: the
-        branched rollouts of MBPO (arXiv:1906.08253) as a source of states for a loss.
+        From one in ``steps + 1`` of the starts, drawn at random, a rollout goes ``steps`` steps, or
+        stays where it was last before the episode ends; of these states as many as there are
+        starts, shuffled: the branched rollouts of MBPO (arXiv:1906.08253) as a source of states
+        for a loss. Those of one rollout are not independent.
 
         Args:
             policy: writes the action; it explores, as where it collects.
-            start: observations, batch size ``[*B]``, in no order; left as they are.
-            steps: of a rollout; 0 gives the starts.
+            start: observations, batch size ``[*B]``; left as they are.
+            steps: of a rollout; 0 gives the starts, shuffled.
 
         Returns:
             The observations, ``[*B]``, without gradient.
@@ -139,7 +140,8 @@ class ModelBasedEnv(ModelBasedEnvBase):
             raise ValueError(f"steps must be at least 0, got {steps}.")
         keys = (*self._observation_keys, *self._kept_keys)
         rollouts = math.ceil(start.numel() / (steps + 1))
-        state = self.reset(start.reshape(-1)[:rollouts].select(*self._observation_keys))
+        chosen = torch.randperm(start.numel(), device=start.device)[:rollouts]
+        state = self.reset(start.reshape(-1)[chosen].select(*self._observation_keys))
         visited = [state.select(*keys)]
         goes_on_R1 = torch.ones(rollouts, 1, dtype=torch.bool, device=self.device)
         for _ in range(steps):

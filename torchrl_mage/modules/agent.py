@@ -23,16 +23,17 @@ def deterministic_actor(
     in_key: NestedKey = "normalized_observation",
     device: torch.device | str | None = None,
 ) -> TensorDictSequential:
-    """A multi-layer perceptron whose output a tanh maps into the action's box.
+    """A multi-layer perceptron whose output a tanh, or what is softer, maps into the action's box.
 
-    In float32 the tanh of 9 is 1, its gradient 0: what an actor does there it does for ever.
+    In float32 the tanh of 9.1 is 1, its gradient 0: no state in which it acts so teaches it more.
 
     Args:
         obs_dim: number of observation features ``D``.
         action_spec: bounded spec of the action ``[A]``.
         num_cells: width of each hidden layer.
         soft_bounds: whether an output ``u`` is mapped by ``u / sqrt(1 + u**2)``, the tanh of its
-            asinh, instead, which leaves an actor at its bounds a gradient.
+            asinh, instead, which leaves an actor at its bounds a gradient (in float32 until
+            ``u`` is some thousand).
         in_key: where the observation ``[*B, D]`` is read.
         device: device of the parameters.
 
