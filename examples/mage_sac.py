@@ -17,6 +17,7 @@ from run import critic_clip, film, replay_buffer, report_model, script
 import torch
 from losses import chosen_loss
 from omegaconf import DictConfig
+from states import TrainingStates
 from tensordict.nn import TensorDictSequential
 from world_model import LearnedWorldModel
 
@@ -51,9 +52,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         critic(obs_dim, action_dim, cfg.critic.num_cells, **kind, device=device) for _ in range(2)
     ]
     model = LearnedWorldModel(cfg, task, normalizer, action_dim, device)
-    imagination = None  # the paper: the buffer's states alone
-    if cfg.policy.imagination_steps:
-        imagination = ModelBasedEnv(model.module, task.make_env(device=device))
+    imagination = ModelBasedEnv(model.module, task.make_env(device=device))
 
     # ---------------------------------------------------------------- loss and minimizers
     make_loss = chosen_loss(cfg, run, mage=MAGESACLoss)
@@ -97,6 +96,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         seed=cfg.seed,
     )
     buffer, data = replay_buffer(cfg, run, task, device)
+    training_states = TrainingStates(cfg, run, buffer, imagination, explorer)
 
     def diagnose(step: int, evaluation: Evaluation) -> None:
         """What model and target make of the states that the policy visits."""
@@ -112,11 +112,9 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
             model.observe(transition)
         if step % cfg.world_model.fit_interval == 0:
             model.fit(buffer[:])
+            training_states.renew()
         if step >= cfg.warmup_steps:
-            sample = buffer.sample().select("observation")
-            if imagination is not None:
-                sample = imagination.visited_states(explorer, sample, cfg.policy.imagination_steps)
-            for states in normalizer(sample).split(cfg.policy.batch_size):
+            for states in normalizer(training_states.sample()).split(cfg.policy.batch_size):
                 update_critics(states)
                 if update_critics.count % cfg.policy.actor_delay == 0:
                     entropy = update_actor(states)["entropy"]

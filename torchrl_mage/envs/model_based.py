@@ -11,7 +11,6 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ModelBasedEnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_mage.modules import EnsembleWorldModel
 
@@ -119,7 +118,7 @@ class ModelBasedEnv(ModelBasedEnvBase):
         for a loss. Those of one rollout are not independent.
 
         Args:
-            policy: writes the action; it explores, as where it collects.
+            policy: writes the action; it explores where TorchRL's exploration type says so.
             start: observations, batch size ``[*B]``; left as they are.
             steps: of a rollout; 0 gives the starts, shuffled.
 
@@ -145,8 +144,7 @@ class ModelBasedEnv(ModelBasedEnvBase):
         visited = [state.select(*keys)]
         goes_on_R1 = torch.ones(rollouts, 1, dtype=torch.bool, device=self.device)
         for _ in range(steps):
-            with set_exploration_type(ExplorationType.RANDOM):
-                following = self.step(policy(visited[-1].clone(False)))["next"]
+            following = self.step(policy(visited[-1].clone(False)))["next"]
             goes_on_R1 = goes_on_R1 & ~following.get(self._terminated_keys[0])  # all alike
             visited.append(following.select(*keys).where(goes_on_R1.squeeze(-1), visited[-1]))
         states = torch.stack(visited).select(*self._observation_keys).reshape(-1)
