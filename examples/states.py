@@ -49,25 +49,23 @@ class TrainingStates:
             run.holds(imagined_states=self)
 
     def renew(self) -> None:
-        """Imagines the pool anew: the model has changed."""
-        if self._steps:
-            self._pool = torch.cat([self._visited(kind) for kind in ("RANDOM", "DETERMINISTIC")])
-
-    def _visited(self, kind: str) -> TensorDictBase:
-        drawn = torch.randint(len(self._buffer), (POOL // 2 * self._count,))
-        start = self._buffer[drawn].select("observation")
-        with set_exploration_type(ExplorationType[kind]):
-            return self._imagination.visited_states(self._policy, start, self._steps)
+        """Has the next sample imagine a new pool: the model has changed."""
+        self._pool = None
 
     def sample(self) -> TensorDictBase:
         """The observations of an environment step's updates, one after the other."""
         if not self._steps:
             return self._buffer.sample().select("observation")
         if self._pool is None:
-            self.renew()
-        assert self._pool is not None
+            self._pool = torch.cat([self._visited(kind) for kind in ("RANDOM", "DETERMINISTIC")])
         drawn = torch.randint(len(self._pool), (self._count,), device=self._pool.device)
         return self._pool[drawn]
+
+    def _visited(self, kind: str) -> TensorDictBase:
+        drawn = torch.randint(len(self._buffer), (POOL // 2 * self._count,))
+        start = self._buffer[drawn].select("observation")
+        with set_exploration_type(ExplorationType[kind]):
+            return self._imagination.visited_states(self._policy, start, self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The pool."""

@@ -19,6 +19,7 @@ from tables import untimed
 from torchrl_mage.trainers import EXIT_INTERRUPTED
 
 SETTINGS = [*TINY, "total_steps=60", "checkpoint_interval=7", "eval_interval=20"]
+SETTINGS += ["loss.horizon=2", "policy.imagination_steps=5"]
 LONGER = "total_steps=120"
 
 
