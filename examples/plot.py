@@ -136,7 +136,7 @@ def group(runs: list[Run]) -> Groups:
         for run in peers:
             differences = ", ".join(f"{key}={shown(run.settings[key])}" for key in keys)
             label = " ".join(filter(None, [script if len(scripts) > 1 else "", differences]))
-            groups[run.task, label or "all settings equal"].append(run)
+            groups[run.task, label or script].append(run)
     return {key: without_twins(members) for key, members in groups.items()}
 
 

@@ -221,7 +221,7 @@ def test_a_setting_that_older_runs_lack_tells_none_apart(monkeypatch, tmp_path):
     config = tmp_path / "runs/b/config.yaml"
     config.write_text(config.read_text() + "new_setting: 1\n")
     (row,) = plot(monkeypatch, tmp_path, "runs")
-    assert (row["setting"], row["runs"], row["center"]) == ("all settings equal", "2", "2.0")
+    assert (row["setting"], row["runs"], row["center"]) == ("unknown script", "2", "2.0")
 
 
 def test_the_recipes_table_for_other_tasks_tells_no_runs_apart(monkeypatch, tmp_path):
@@ -231,7 +231,7 @@ def test_the_recipes_table_for_other_tasks_tells_no_runs_apart(monkeypatch, tmp_
         table = {"kinds": {"balance": {"total_steps": steps}}}
         config.write_text(config.read_text() + yaml.safe_dump(table))
     (row,) = plot(monkeypatch, tmp_path, "runs")
-    assert (row["setting"], row["runs"]) == ("all settings equal", "2")
+    assert (row["setting"], row["runs"]) == ("unknown script", "2")
 
 
 def test_a_row_of_panels_for_each_metric(monkeypatch, tmp_path):
@@ -295,7 +295,7 @@ def test_bootstrap_of_long_runs_is_that_of_each_step(module):
 
 
 def test_logarithmic_axes(module):
-    row = ("gradient_error", "A", "all settings equal", 1, 1, 10.0, 9.0, 11.0, 10.0)
+    row = ("gradient_error", "A", "mage_sac", 1, 1, 10.0, 9.0, 11.0, 10.0)
     for log, scale in ((True, "log"), (False, "linear")):
         (axes,) = module["draw"]([row], "", log=log).axes
         assert axes.get_yscale() == scale
@@ -322,9 +322,7 @@ def test_table_of_maximum_average_returns(monkeypatch, tmp_path, capsys):
     runpy.run_path(str(SCRIPT), run_name="__main__")
     row = capsys.readouterr().out.splitlines()[-1]
     # Means 25, 15, 25: the first; each run's best: 20 and 50.
-    assert row == (
-        "| Pendulum-v1 | all settings equal | 2 | 250 | 25.00 +- 25.00 | 35.00 +- 15.00 |"
-    )
+    assert row == ("| Pendulum-v1 | unknown script | 2 | 250 | 25.00 +- 25.00 | 35.00 +- 15.00 |")
 
 
 # ---------------------------------------------------------------- wall-clock time
@@ -349,7 +347,7 @@ def test_a_run_without_times_is_named(monkeypatch, tmp_path):
 
 
 def test_axes_say_what_they_measure(module):
-    row = ("eval_return_mean", "A", "all settings equal", 1, 1, 10.0, 9.0, 11.0, 10.0)
+    row = ("eval_return_mean", "A", "mage_sac", 1, 1, 10.0, 9.0, 11.0, 10.0)
     for time, label in ((True, "wall-clock minutes"), (False, "environment steps")):
         (axes,) = module["draw"]([row], "", time=time).axes
         assert axes.get_xlabel() == label
@@ -389,7 +387,7 @@ def test_peers_are_read_within_the_runs_axis(module, peers):
 def test_peers_are_drawn_beneath(module, peers):
     """A dashed grey line a method with its spread, in the panel of the returns alone."""
     ours = [
-        (metric, "Pendulum-v1", "all settings equal", step, 1, 10.0, 9.0, 11.0, 10.0)
+        (metric, "Pendulum-v1", "mage_sac", step, 1, 10.0, 9.0, 11.0, 10.0)
         for metric in ("eval_return_mean", "wall_time")
         for step in (250, 750)
     ]
@@ -398,7 +396,7 @@ def test_peers_are_drawn_beneath(module, peers):
     lines = {line.get_label(): line for line in returns.lines}
     sac = lines["SAC"]
     np.testing.assert_array_equal(sac.get_xydata(), [[250, -900], [750, -200]])
-    assert sac.get_zorder() < lines["all settings equal (1 runs)"].get_zorder()
+    assert sac.get_zorder() < lines["mage_sac (1 runs)"].get_zorder()
     assert len({lines[name].get_linestyle() for name in ("SAC", "MBPO")}) == 2
     bands = [band.get_paths()[0].vertices for band in returns.collections]
     assert any({(250, -1000.5), (250, -799.5)} <= set(map(tuple, band)) for band in bands)
