@@ -79,6 +79,7 @@ def test_what_a_registered_task_knows_is_used_and_the_rest_is_said(launch, tmp_p
         "mage_td3",
         f"hydra.run.dir={tmp_path / 'own'}",
         *TINY,
+        "policy.imagination_steps=2",  # so small a model goes astray
         "env=custom",
         "env.name=Pendulum-v1",
         cwd=tmp_path,
