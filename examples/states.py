@@ -58,8 +58,7 @@ class TrainingStates:
             return self._buffer.sample().select("observation")
         if self._pool is None:
             self._pool = torch.cat([self._visited(kind) for kind in ("RANDOM", "DETERMINISTIC")])
-        drawn = torch.randint(len(self._pool), (self._count,), device=self._pool.device)
-        return self._pool[drawn]
+        return self._pool[torch.randint(len(self._pool), (self._count,))]
 
     def _visited(self, kind: str) -> TensorDictBase:
         drawn = torch.randint(len(self._buffer), (POOL // 2 * self._count,))
@@ -73,4 +72,5 @@ class TrainingStates:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on with that one."""
-        self._pool = TensorDict(state, [len(state["observation"])]) if state else None
+        device = self._imagination.device  # that of the checkpoint may be another
+        self._pool = TensorDict(state, [len(state["observation"])]).to(device) if state else None

@@ -6,7 +6,7 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +220,10 @@ def _built(settings: dict[str, Any], states: States, device: torch.device) -> Lo
     env.close()
 
     normalizer = _filled(Normalizer(obs_dim), states["normalizer"])
-    cells, soft = settings["actor"]["num_cells"], settings["actor"].get("soft_bounds", False)
-    if settings["script"].endswith("sac"):
-        actor = stochastic_actor(obs_dim, spec, cells)
-    else:
-        actor = deterministic_actor(obs_dim, spec, cells, soft_bounds=soft)
+    soft = settings["actor"].get("soft_bounds", False)  # older runs have none
+    deterministic = partial(deterministic_actor, soft_bounds=soft)
+    make = stochastic_actor if settings["script"].endswith("sac") else deterministic
+    actor = _filled(make(obs_dim, spec, settings["actor"]["num_cells"]), states["actor"])
     values = states["critics"] if "critics" in states else states["critic"]
     count = next(value.shape[0] for value in values.values() if isinstance(value, Tensor))
     cells, layer_norm = settings["critic"]["num_cells"], settings["critic"].get("layer_norm", False)
@@ -239,7 +238,7 @@ def _built(settings: dict[str, Any], states: States, device: torch.device) -> Lo
         for i in range(count)
     ]
     return LoadedRun(
-        policy=TensorDictSequential(normalizer, _filled(actor, states["actor"])).to(device),
+        policy=TensorDictSequential(normalizer, actor).to(device),
         world_model=_world_model(settings, states, task, normalizer, action_dim).to(device),
         critics=critics,
         task=task,

@@ -48,10 +48,10 @@ def deterministic_actor(
         torch.Size([5, 1])
     """
     mlp = xavier_mlp(obs_dim, action_spec.shape[-1], num_cells, device=device)
-    soften = [TensorDictModule(torch.asinh, in_keys=["param"], out_keys=["param"])]
+    soften = TensorDictModule(torch.asinh, in_keys=["param"], out_keys=["param"])
     return TensorDictSequential(
         TensorDictModule(mlp, in_keys=[in_key], out_keys=["param"]),
-        *(soften if soft_bounds else []),
+        *([soften] if soft_bounds else []),
         TanhModule(in_keys=["param"], out_keys=["action"], spec=action_spec),
     )
 
