@@ -57,7 +57,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     # ---------------------------------------------------------------- loss and minimizers
     make_loss = chosen_loss(cfg, run, mage=MAGESACLoss)
     loss = make_loss(actor, critics, model.module, action_spec=env.action_spec)
-    loss.make_value_estimator(gamma=cfg.discount)
+    loss.make_value_estimator(**model.value_estimator())
     loss.check(normalizer(env.reset()))
     in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
     model.held_by(run, in_graph)

@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 
 from torchrl_mage import (
+    BoundedTD0Estimator,
     GaussianEnsembleLoss,
     GaussianEnsembleWorldModel,
     Normalizer,
@@ -79,7 +80,7 @@ class LearnedWorldModel:
         if task.termination is not None and "termination" not in self.heads:
             self._known["terminated"] = task.termination
         self._warmup_steps, self._seen, self._task = cfg.warmup_steps, 0, task
-        self.scaler = None
+        self._discount, self.scaler = cfg.discount, None
         if cfg.critic.get("units") == "range":
             endless = task.termination is None and "termination" not in self.heads
             self.scaler = RewardScaler(cfg.discount, centered=endless, device=device)
@@ -91,6 +92,13 @@ class LearnedWorldModel:
             normalizer.on(("next", "observation"), ("next", "normalized_observation")),
         ]
         self.module = TensorDictSequential(*(part for part in parts if part is not None))
+
+    def value_estimator(self) -> dict[str, Any]:
+        """What a loss's ``make_value_estimator`` takes: targets in the range, if one is kept."""
+        gamma = {"gamma": self._discount}
+        if self.scaler is None:
+            return gamma
+        return {"value_type": BoundedTD0Estimator, "bounds": self.scaler.value_bounds, **gamma}
 
     def _head(self, kind: Any, obs_dim: int, action_dim: int, device: torch.device) -> Any:
         assert self._head_cfg is not None

@@ -11,6 +11,7 @@ from .modules import (
     TerminationModel,
 )
 from .objectives import (
+    BoundedTD0Estimator,
     CategoricalEnsembleLoss,
     GaussianEnsembleLoss,
     MAGELoss,
@@ -22,6 +23,7 @@ from .objectives import (
 __version__: str
 
 __all__ = [
+    "BoundedTD0Estimator",
     "CategoricalEnsembleLoss",
     "CategoricalWorldModel",
     "GaussianEnsembleLoss",

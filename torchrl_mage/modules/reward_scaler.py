@@ -88,6 +88,19 @@ class RewardScaler(TensorDictModuleBase):
         largest = torch.where(largest > 0, largest, torch.ones_like(largest))
         self.value_range.copy_(largest / (1 - self.gamma))
 
+    def value_bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the most that a value of scaled rewards may be: the worst or best for ever.
+
+        0 is among them unless ``centered``, as an episode's end pays nothing any more. Before a
+        reward was seen they are -1 and 1.
+        """
+        unit = self.value_range * (1 - self.gamma)
+        low, high = (self.lowest - self.center) / unit, (self.highest - self.center) / unit
+        if not self.centered:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        unseen = self.count == 0
+        return torch.where(unseen, -1, low), torch.where(unseen, 1, high)
+
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the reward in units of the value range."""

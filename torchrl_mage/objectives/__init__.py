@@ -1,5 +1,6 @@
 """Losses, target updates, and how the paper fits and optimises."""
 
+from torchrl_mage.objectives.bounded_td0 import BoundedTD0Estimator
 from torchrl_mage.objectives.categorical_nll import CategoricalEnsembleLoss
 from torchrl_mage.objectives.ensemble_nll import GaussianEnsembleLoss, fit, member_minibatches
 from torchrl_mage.objectives.mage import MAGELoss
@@ -10,6 +11,7 @@ from torchrl_mage.objectives.taylor_td import TaylorTDLoss
 from torchrl_mage.objectives.transition_loss import TransitionLoss
 
 __all__ = [
+    "BoundedTD0Estimator",
     "CategoricalEnsembleLoss",
     "GaussianEnsembleLoss",
     "MAGELoss",

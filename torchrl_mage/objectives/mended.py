@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.objectives import TD3Loss, ValueEstimators
 from torchrl.objectives.utils import default_value_kwargs
-from torchrl.objectives.value import ValueEstimatorBase
+from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_mage.objectives.arguments import (
     action_box,
@@ -123,19 +123,33 @@ class MendedTD3Loss(TD3Loss):
                 self._modules[name].data.update_(own)
 
     def make_value_estimator(
-        self, value_type: ValueEstimators | None = None, **hyperparams: Any
+        self,
+        value_type: ValueEstimators | type[TD0Estimator] | TD0Estimator | None = None,
+        **hyperparams: Any,
     ) -> MendedTD3Loss:
-        """Sets ``gamma`` (0.99 by default) of the TD(0) target; other estimators need trajectories.
+        """Sets ``gamma`` (0.99 by default) of the TD(0) target, or another estimator of its kind.
+
+        Args:
+            value_type: ``ValueEstimators.TD0``, or a ``TD0Estimator`` of your own, such as
+                :class:`~torchrl_mage.BoundedTD0Estimator`: its class, or one that was made.
+            **hyperparams: of the estimator, unless it was made.
 
         Raises:
-            NotImplementedError: ``value_type`` is not ``ValueEstimators.TD0``.
+            NotImplementedError: ``value_type`` needs trajectories.
         """
+        kind = value_type if isinstance(value_type, type) else type(value_type)
+        if issubclass(kind, ValueEstimatorBase) and not issubclass(kind, TD0Estimator):
+            raise NotImplementedError(
+                f"{type(self).__name__} imagines single steps, and {kind.__name__} needs "
+                "trajectories: pass a TD0Estimator."
+            )
         super().make_value_estimator(value_type, **hyperparams)
         if not isinstance(value_type, ValueEstimatorBase):
             gamma = hyperparams.get("gamma", default_value_kwargs(ValueEstimators.TD0)["gamma"])
             self._value_estimator.gamma = torch.as_tensor(
                 gamma, dtype=self.max_action.dtype, device=self.max_action.device
             )
+        self._forward_value_estimator_keys()
         return self
 
     def train(self, mode: bool = True) -> MendedTD3Loss:
