@@ -120,12 +120,13 @@ def test_temperature_falls_while_the_entropy_is_above_its_target():
     assert case.loss.log_alpha.grad.item() == -1.0
 
 
-def test_target_entropy_is_minus_the_number_of_actions():
+@pytest.mark.parametrize(("name", "nats"), [("auto", -ACTION), ("half", -ACTION / 2)])
+def test_target_entropy_by_the_number_of_actions(name, nats):
     spec = Bounded(-1.0, 1.0, (ACTION,), dtype=torch.float64)
-    case = Case("MAGE-SAC", bounds=None, action_spec=spec, target_entropy="auto")
-    assert case.loss.target_entropy == -ACTION
-    with pytest.raises(ValueError, match="which bounds do not tell: pass action_spec"):
-        Case("MAGE-SAC", target_entropy="auto")
+    case = Case("MAGE-SAC", bounds=None, action_spec=spec, target_entropy=name)
+    assert case.loss.target_entropy == nats
+    with pytest.raises(ValueError, match=f"'{name}' goes by .*: pass action_spec"):
+        Case("MAGE-SAC", target_entropy=name)
 
 
 def test_fixed_temperature():
@@ -161,6 +162,8 @@ def test_temperature_out_of_range_is_named(alpha):
 def test_target_entropy_that_is_no_number_is_named():
     with pytest.raises(ValueError, match="target_entropy must be a finite number, got nan"):
         Case("MAGE-SAC", target_entropy=math.nan)
+    with pytest.raises(ValueError, match="must be a number, 'auto' or 'half', got 'none'"):
+        Case("MAGE-SAC", target_entropy="none")
 
 
 def test_a_deterministic_actor_is_refused():

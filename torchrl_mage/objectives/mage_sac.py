@@ -20,6 +20,8 @@ from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl_mage.objectives.imagined import ACTION, BONUS, AgentArguments
 from torchrl_mage.objectives.mage import MAGELoss
 
+PER_ACTION = {"auto": -1.0, "half": -0.5}  # nats for each number of the action
+
 
 class MAGESACLoss(MAGELoss):
     r"""Critic, actor and temperature losses of MAGE with an entropy-regularised stochastic actor.
@@ -53,8 +55,8 @@ class MAGESACLoss(MAGELoss):
         gradient_coeff: weight ``c`` of the action-gradient error.
         alpha_init: first temperature :math:`\alpha`, in units of the reward.
         fixed_alpha: whether it stays; then ``loss_alpha`` is 0.
-        target_entropy: :math:`\bar H` in nats, or ``"auto"``: minus the number of actions, which
-            takes an ``action_spec``.
+        target_entropy: :math:`\bar H` in nats, or ``"auto"``: minus the number of actions, or
+            ``"half"``: half of that (MBPO's, arXiv:1906.08253); either takes an ``action_spec``.
         loss_function: :math:`\rho`: ``"smooth_l1"``, ``"l2"`` or ``"l1"``.
         **shared: ``action_spec``, ``bounds``, ``num_qvalue_nets``, ``sub_sample_len``, ``horizon``,
             ``delay_qvalue``, ``separate_losses``, ``reduction`` and ``deactivate_vmap``, as in
@@ -117,7 +119,7 @@ class MAGESACLoss(MAGELoss):
         gradient_coeff: float = 1.0,
         alpha_init: float = 1.0,
         fixed_alpha: bool = False,
-        target_entropy: float | Literal["auto"] = "auto",
+        target_entropy: float | Literal["auto", "half"] = "auto",
         loss_function: str = "smooth_l1",
         **shared: Unpack[AgentArguments],
     ) -> None:
@@ -143,13 +145,17 @@ class MAGESACLoss(MAGELoss):
         )
         self.alpha_init = float(alpha_init)
         self.fixed_alpha = fixed_alpha
-        if target_entropy == "auto":
+        if isinstance(target_entropy, str):
+            if target_entropy not in PER_ACTION:
+                raise ValueError(
+                    f"target_entropy must be a number, 'auto' or 'half', got {target_entropy!r}."
+                )
             if shared.get("action_spec") is None:
                 raise ValueError(
-                    "target_entropy='auto' is minus the number of actions, which bounds do not "
-                    "tell: pass action_spec, or the number itself."
+                    f"target_entropy={target_entropy!r} goes by the number of actions, which "
+                    "bounds do not tell: pass action_spec, or the number itself."
                 )
-            target_entropy = -float(self.max_action.shape[-1])
+            target_entropy = PER_ACTION[target_entropy] * self.max_action.shape[-1]
         elif not math.isfinite(target_entropy):
             raise ValueError(f"target_entropy must be a finite number, got {target_entropy}.")
         self.target_entropy = float(target_entropy)
