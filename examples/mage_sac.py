@@ -94,6 +94,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         random_steps=cfg.warmup_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,
+        greedy_every=cfg.greedy_every,
     )
     buffer, data = replay_buffer(cfg, run, task, device)
     training_states = TrainingStates(cfg, run, buffer, imagination, explorer)

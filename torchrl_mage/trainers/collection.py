@@ -6,11 +6,14 @@ import warnings
 from typing import Any, Protocol, cast
 
 import gymnasium
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule
+
+EPISODE = ("collector", "traj_ids")  # TorchRL's count of the episodes
 
 
 def exploring(policy: TensorDictModuleBase, env: EnvBase, *, noise: float) -> TensorDictSequential:
@@ -25,7 +28,7 @@ def exploring(policy: TensorDictModuleBase, env: EnvBase, *, noise: float) -> Te
 
     Example:
         >>> import torch
-        >>> from tensordict import TensorDict
+        >>> from tensordict import TensorDict, TensorDictBase
         >>> from torchrl.envs import GymEnv
         >>> from torchrl.modules import Actor
         >>> env = GymEnv("Pendulum-v1")
@@ -41,6 +44,42 @@ def exploring(policy: TensorDictModuleBase, env: EnvBase, *, noise: float) -> Te
     return TensorDictSequential(policy, explorer)
 
 
+class GreedyEpisodes(TensorDictModuleBase):
+    """Runs every so many-th episode of a collector without exploration, as an evaluation does.
+
+    A policy that explores never shows where it drifts when it does not.
+
+    Args:
+        policy: explores where TorchRL's exploration type says so.
+        every: 2 for every other episode; the first explores.
+
+    Example:
+        >>> import torch
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl.modules import Actor
+        >>> env = GymEnv("Pendulum-v1")
+        >>> policy = exploring(Actor(lambda x: 0 * x[..., :1], spec=env.action_spec), env, noise=1)
+        >>> policy = GreedyEpisodes(policy, every=2)
+        >>> td = TensorDict(observation=torch.zeros(3), collector={"traj_ids": torch.tensor(1)})
+        >>> policy(td)["action"], policy(td.set(EPISODE, torch.tensor(2)))["action"] != 0
+        (tensor([0.]), tensor([True]))
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, *, every: int) -> None:
+        super().__init__()
+        if every < 2:
+            raise ValueError(f"every must be at least 2, as the others explore, got {every}.")
+        self.policy, self.every = policy, every
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action."""
+        greedy = int(tensordict.get(EPISODE)) % self.every == self.every - 1
+        kind = ExplorationType.DETERMINISTIC if greedy else ExplorationType.RANDOM
+        with set_exploration_type(kind):
+            return self.policy(tensordict)
+
+
 def exploring_collector(
     env: EnvBase,
     policy: TensorDictModuleBase,
@@ -48,6 +87,7 @@ def exploring_collector(
     random_steps: int,
     total_steps: int,
     seed: int,
+    greedy_every: int | None = None,
 ) -> Collector:
     """TorchRL's collector of one transition a batch.
 
@@ -58,6 +98,8 @@ def exploring_collector(
         random_steps: steps with uniform random actions, at the start.
         total_steps: after which the collector ends.
         seed: of the environment.
+        greedy_every: which episodes go without exploration, see :class:`GreedyEpisodes`; by default
+            none.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -71,6 +113,8 @@ def exploring_collector(
         >>> collector.shutdown()
     """
     env.set_seed(seed)
+    if greedy_every is not None:
+        policy = GreedyEpisodes(policy, every=greedy_every)
     return Collector(
         env,
         policy,
