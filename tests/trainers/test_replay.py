@@ -183,7 +183,8 @@ def collecting(task, seed):
     size = env.action_spec.shape[-1]
     policy = TensorDictModule(lambda s: s[..., :size].sin(), ["observation"], ["action"])
     policy = exploring(policy, env, noise=0.1)
-    return exploring_collector(env, policy, random_steps=5, total_steps=TOTAL, seed=seed)
+    counts = {"random_steps": 5, "total_steps": TOTAL, "greedy_every": 2}
+    return exploring_collector(env, policy, **counts, seed=seed)
 
 
 def innermost(collector):
