@@ -17,6 +17,7 @@ from run import critic_clip, film, replay_buffer, report_model, script
 import torch
 from losses import chosen_loss
 from omegaconf import DictConfig
+from real import RealTransitions
 from states import TrainingStates
 from tensordict.nn import TensorDictSequential
 from world_model import LearnedWorldModel
@@ -62,10 +63,12 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
     in_graph = partial(compiled, enabled=cfg.compile, device=device, precision=cfg.precision)
     model.held_by(run, in_graph)
     run.holds(loss=loss, actor=actor, critics=loss.qvalue_network_params, normalizer=normalizer)
+    buffer, data = replay_buffer(cfg, run, task, device)
+    real = RealTransitions(cfg, loss, buffer, model)
     update_critics = Minimizer(
         run,
         "loss_qvalue",
-        in_graph(loss.value_loss),
+        in_graph(real.value_loss),
         radam(loss.qvalue_network_params.parameters(), lr=cfg.critic.lr),
         clip=critic_clip(cfg),
         targets=[NetworkSoftUpdate(loss, "qvalue_network", tau=cfg.policy.tau)],
@@ -96,7 +99,6 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
         seed=cfg.seed,
         greedy_every=cfg.greedy_every,
     )
-    buffer, data = replay_buffer(cfg, run, task, device)
     training_states = TrainingStates(cfg, run, buffer, imagination, explorer)
 
     def diagnose(step: int, evaluation: Evaluation) -> None:
@@ -116,7 +118,7 @@ def main(cfg: DictConfig, run: Run, task: Task, device: torch.device) -> float:
             training_states.renew()
         if step >= cfg.warmup_steps:
             for states in normalizer(training_states.sample()).split(cfg.policy.batch_size):
-                update_critics(states)
+                update_critics(real.beside(states))
                 if update_critics.count % cfg.policy.actor_delay == 0:
                     entropy = update_actor(states)["entropy"]
                     if not cfg.loss.fixed_alpha:

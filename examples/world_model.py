@@ -33,6 +33,11 @@ def _is_large(model: torch.nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) >= 10**6
 
 
+def _in_order(*parts: TensorDictModuleBase | None) -> TensorDictSequential:
+    """Of the parts that there are."""
+    return TensorDictSequential(*(part for part in parts if part is not None))
+
+
 class LearnedWorldModel:
     """Dynamics, reward, termination and the next state's normaliser, in the order of use.
 
@@ -84,14 +89,15 @@ class LearnedWorldModel:
         if cfg.critic.get("units") == "range":
             endless = task.termination is None and "termination" not in self.heads
             self.scaler = RewardScaler(cfg.discount, centered=endless, device=device)
-        parts: list[TensorDictModuleBase | None] = [
+        following = normalizer.on(("next", "observation"), ("next", "normalized_observation"))
+        self.module = _in_order(
             self.dynamics,
             self.heads.get("reward", task.reward),
             self.scaler,
             self.heads.get("termination", task.termination),
-            normalizer.on(("next", "observation"), ("next", "normalized_observation")),
-        ]
-        self.module = TensorDictSequential(*(part for part in parts if part is not None))
+            following,
+        )
+        self.read = _in_order(normalizer, self.scaler, following)  # a real transition, as imagined
 
     def value_estimator(self) -> dict[str, Any]:
         """What a loss's ``make_value_estimator`` takes: targets in the range, if one is kept."""

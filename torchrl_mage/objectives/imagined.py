@@ -13,11 +13,18 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.objectives import TD3Loss, ValueEstimators
+from torchrl.objectives.utils import distance_loss
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.diagnostics import target_gradient_paths
 from torchrl_mage.objectives.arguments import check_positive_count
-from torchrl_mage.objectives.contract import check_hook, check_weights, ended, imagine
+from torchrl_mage.objectives.contract import (
+    check_hook,
+    check_weights,
+    ended,
+    imagine,
+    keys_read,
+)
 from torchrl_mage.objectives.door import LossWithDoor
 
 ACTION, BONUS = "action", "bonus"  # what the target makes of a policy's choice
@@ -180,6 +187,47 @@ class ImaginedTD3Loss(LossWithDoor):
         self._forget(tensordict)
         return loss, {"state_action_value_actor": value.detach()}
 
+    def real_value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        r"""The critics' TD error on transitions that were observed, to be added to the value loss.
+
+        .. math::
+            \sum_i \rho(\delta_i), \qquad
+            \delta_i = r + \gamma (1 - d) \min_j \bar Q_j(s', a') - Q_i(s, a)
+
+        with the loss's own estimator and choice of ``a'``; off-policy, as in TD3 and SAC. A model
+        promises what never comes where little was seen, and critics that know imagined transitions
+        alone believe it; MBPO (arXiv:1906.08253) mixes real ones into its batches likewise.
+
+        Args:
+            tensordict: transitions ``[*B]``: the states that actor and critics read, ``action``,
+                and under ``"next"`` those states, ``reward`` and, if the task ends, ``terminated``,
+                ``[*B, 1]`` each.
+
+        Returns:
+            The loss, and detached ``real_td_error`` (``[C, *B]``).
+        """
+        keys, critics = self.tensor_keys, self.qvalue_network_params
+        read = keys_read((self.actor_network, self.qvalue_network), keys.action)
+        following = tensordict.get("next")
+        terminated, _ = ended(following, keys)
+        estimator, actor_params, _ = constants = self._constants()
+        with torch.no_grad():
+            next_state = following.select(*read)
+            chosen = self.choose(next_state, actor_params, last=True)
+            next_value = self.next_value(next_state, chosen, 0, *constants)
+            target = self._transition_value(
+                estimator, following.get(keys.reward), terminated, next_value
+            )
+        action_CBA = self._for_each(critics, tensordict.get(keys.action))
+        td_error_CB = target.squeeze(-1) - self._qvalue(
+            tensordict.select(*read), action_CBA, critics
+        )
+        zero = torch.zeros_like(td_error_CB)
+        objective_B = distance_loss(td_error_CB, zero, self.loss_function).sum(0)
+        loss = self._reduced(objective_B, tensordict)
+        self._forget(tensordict)
+        return loss, {"real_td_error": td_error_CB.detach().abs()}
+
     # ------------------------------------------------------------------ the target
 
     def _constants(self) -> tuple[ValueEstimatorBase, TensorDictBase, TensorDictBase]:
@@ -210,7 +258,6 @@ class ImaginedTD3Loss(LossWithDoor):
         qvalue_params: TensorDictBase,
     ) -> tuple[Tensor, Tensor]:
         """``r + gamma (1 - d) V(s', a')`` and ``d``, each ``[*B, 1]``, of ``steps`` steps."""
-        keys = self.tensor_keys
         next_state, reward, terminated, share = self.imagined_step(state, action)
         chosen = self.choose(next_state, actor_params, last=steps == 1)
         constants = estimator, actor_params, qvalue_params
@@ -219,7 +266,14 @@ class ImaginedTD3Loss(LossWithDoor):
         if terminated is None:  # a probability masks
             next_value = next_value * (1 - share)
             terminated = torch.zeros_like(reward, dtype=torch.bool)
-        transition = TensorDict(batch_size=state.batch_size)
+        return self._transition_value(estimator, reward, terminated, next_value), share
+
+    def _transition_value(
+        self, estimator: ValueEstimatorBase, reward: Tensor, terminated: Tensor, next_value: Tensor
+    ) -> Tensor:
+        """What the estimator makes of a transition, all of them ``[*B, 1]``."""
+        keys = self.tensor_keys
+        transition = TensorDict(batch_size=reward.shape[:-1])
         for key, value in (
             (keys.reward, reward),
             (keys.terminated, terminated),
@@ -227,7 +281,7 @@ class ImaginedTD3Loss(LossWithDoor):
             (keys.state_action_value, next_value),
         ):
             transition.set(unravel_key(("next", key)), value)
-        return estimator.value_estimate(transition), share
+        return estimator.value_estimate(transition)
 
     def next_value(
         self,
