@@ -51,6 +51,19 @@ def test_imagined_states_and_the_targets_paths(tmp_path, launch):
     assert all(float(last[name]) > 0 for name in ("reward_path", "next_state_path"))
 
 
+def test_real_transitions_beside_the_imagined(tmp_path, launch):
+    """Their TD error is reported, and trains other critics; at 0 nothing is drawn for it."""
+    ends = []
+    for weight in (0, 1):
+        path = tmp_path / str(weight)
+        settings = [f"critic.real_coeff={weight}", "critic.units=range", "greedy_every=2"]
+        launch("mage_sac", f"hydra.run.dir={path}", *TINY, *settings, cwd=tmp_path)
+        ends.append(outcome(path)[0][-1])
+    assert "real_td_error" not in ends[0]
+    assert float(ends[1]["real_td_error"]) > 0
+    assert ends[0]["loss_qvalue"] != ends[1]["loss_qvalue"]
+
+
 @pytest.mark.parametrize("script", ["mage_ddpg", "gradient_error"])
 def test_other_scripts_have_pendulums_dynamics_alone(tmp_path, launch, capfd, script):
     with pytest.raises(SystemExit):
