@@ -85,9 +85,8 @@ def test_bounds_that_do_not_bind_change_nothing(name):
     torch.testing.assert_close(plain.out, wide.out)
 
 
-@pytest.mark.parametrize("name", ["MAGE", "MAGE-SAC", "Taylor TD in the state"])
-def test_compiles_in_one_graph(name):
-    case = Case(name, horizon=2)
+def test_compiles_in_one_graph():
+    case = Case("MAGE-SAC", horizon=2)
     scaler = RewardScaler(0.9, dtype=torch.float64)
     case.loss.make_value_estimator(BoundedTD0Estimator, gamma=0.9, bounds=scaler.value_bounds)
     states = case.td()
