@@ -43,7 +43,7 @@ class LearnedWorldModel:
 
     Args:
         cfg: ``world_model``, ``reward_model``, ``reward``, ``termination``, ``discount``,
-            ``critic.units``.
+            ``critic.units``, ``critic.bounded``.
         task: what is known of it is used where ``reward`` and ``termination`` say so.
         normalizer: of the agent.
         action_dim: number of action features.
@@ -86,6 +86,7 @@ class LearnedWorldModel:
             self._known["terminated"] = task.termination
         self._warmup_steps, self._seen, self._task = cfg.warmup_steps, 0, task
         self._discount, self.scaler = cfg.discount, None
+        self._bounded = cfg.critic.get("bounded", False)
         if cfg.critic.get("units") == "range":
             endless = task.termination is None and "termination" not in self.heads
             self.scaler = RewardScaler(cfg.discount, centered=endless, device=device)
@@ -100,9 +101,9 @@ class LearnedWorldModel:
         self.read = _in_order(normalizer, self.scaler, following)  # a real transition, as imagined
 
     def value_estimator(self) -> dict[str, Any]:
-        """What a loss's ``make_value_estimator`` takes: targets in the range, if one is kept."""
+        """What a loss's ``make_value_estimator`` takes."""
         gamma = {"gamma": self._discount}
-        if self.scaler is None:
+        if self.scaler is None or not self._bounded:
             return gamma
         return {"value_type": BoundedTD0Estimator, "bounds": self.scaler.value_bounds, **gamma}
 

@@ -64,6 +64,14 @@ def test_real_transitions_beside_the_imagined(tmp_path, launch):
     assert ends[0]["loss_qvalue"] != ends[1]["loss_qvalue"]
 
 
+def test_bounds_without_the_range_that_has_them_are_named(tmp_path, launch, capfd):
+    path = f"hydra.run.dir={tmp_path / 'run'}"
+    with pytest.raises(SystemExit):
+        launch("mage_sac", path, *TINY, "critic.bounded=true", "critic.units=reward", cwd=tmp_path)
+    named = "critic.units = 'reward': must be one of range, where critic.bounded is true"
+    assert named in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["mage_ddpg", "gradient_error"])
 def test_other_scripts_have_pendulums_dynamics_alone(tmp_path, launch, capfd, script):
     with pytest.raises(SystemExit):
