@@ -31,7 +31,7 @@ def test_snippets_run(code):
 
 
 def test_there_are_snippets():
-    assert len(blocks("python")) == 12
+    assert len(blocks("python")) == 13
     assert len(blocks("bash", [README])) == 3
 
 
