@@ -133,3 +133,10 @@ def test_without_fast_products_a_run_stays_in_float32_and_says_so(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     with pytest.warns(UserWarning, match="no fast bfloat16 products here.*stays in float32"):
         assert in_precision(torch.sin, "bf16", CPU) is torch.sin
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_automatic_precision_is_that_which_is_fast_and_says_nothing(monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
+    product = in_precision(torch.mm, "auto", CPU)(torch.ones(2, 2), torch.ones(2, 2))
+    assert product.dtype == (torch.bfloat16 if fast else torch.float32)

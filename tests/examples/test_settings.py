@@ -80,7 +80,7 @@ POOLS = {
     "policy.actor_delay": counts,
     "policy.imagination_steps": ([0, 1, 4], [-1, 0.5, "x", "null"]),
     "matmul_precision": (["highest", "high", "medium"], ["exact", 32, "null"]),
-    "precision": (["float32", "bf16"], ["fp16", 16, "null"]),
+    "precision": (["float32", "bf16", "auto"], ["fp16", 16, "null"]),
     "policy.tau": ([1e-6, 0.1, 0.5], [0, 0.51, -1, "inf"]),
     "loss.lmbda": nonnegative,
     "loss.gradient_coeff": nonnegative,

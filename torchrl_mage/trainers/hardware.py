@@ -83,7 +83,7 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cores
 
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "auto"]
 
 
 def in_precision(
@@ -93,16 +93,18 @@ def in_precision(
 
     Args:
         function: a loss. The optimiser's step is none of it: parameters are float32.
-        precision: ``"bf16"`` multiplies in bfloat16 (``torch.autocast``).
+        precision: ``"bf16"`` multiplies in bfloat16 (``torch.autocast``), ``"auto"`` where the
+            hardware is fast at it.
         device: where it runs. One without fast bfloat16 products stays in float32, with a warning.
 
     Example:
         >>> in_precision(torch.sin, "float32", torch.device("cpu")) is torch.sin
         True
     """
-    if precision == "float32":
+    fast = precision != "float32" and has_fast_bfloat16(device)
+    if precision == "float32" or (precision == "auto" and not fast):
         return function
-    if not has_fast_bfloat16(device):
+    if not fast:
         warnings.warn(
             f"precision=bf16: {device.type} has no fast bfloat16 products here, so they would be "
             "slower than float32's: the run stays in float32.",
