@@ -56,7 +56,8 @@ def test_real_transitions_beside_the_imagined(tmp_path, launch):
     ends = []
     for weight in (0, 1):
         path = tmp_path / str(weight)
-        settings = [f"critic.real_coeff={weight}", "critic.units=range", "greedy_every=2"]
+        in_range = ["critic.units=range", "loss.alpha_init=1e-3", "greedy_every=2"]
+        settings = [f"critic.real_coeff={weight}", *in_range]
         launch("mage_sac", f"hydra.run.dir={path}", *TINY, *settings, cwd=tmp_path)
         ends.append(outcome(path)[0][-1])
     assert "real_td_error" not in ends[0]

@@ -35,6 +35,7 @@ class BoundedTD0Estimator(TD0Estimator):
         ValueError: the numbers are no interval.
 
     Example:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> estimator = BoundedTD0Estimator(gamma=0.9, bounds=(0.0, 10.0))
         >>> td = TensorDict(
