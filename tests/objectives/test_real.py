@@ -102,3 +102,11 @@ def test_keys_and_compilation(name):
     graph = torch.compile(case.loss.real_value_loss, fullgraph=True, backend="aot_eager")
     torch.manual_seed(0)
     torch.testing.assert_close(graph(data)[0], expected)
+
+
+@pytest.mark.parametrize("missing", ["observation", "action", "next", ("next", "reward")])
+def test_an_entry_that_is_missing_is_named(missing):
+    case = Case("MAGE")
+    name = missing if isinstance(missing, str) else missing[-1]
+    with pytest.raises(ValueError, match=f"'{name}', which the tensordict does not hold"):
+        case.loss.real_value_loss(transitions(case).exclude(missing))

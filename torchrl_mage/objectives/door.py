@@ -41,19 +41,19 @@ class LossWithDoor(MendedTD3Loss):
         return keys_read(modules, self.tensor_keys.action)
 
     @property
-    def _next_keys(self) -> list[NestedKey]:
-        if self.horizon > 1:
-            return self._state_keys
+    def _network_keys(self) -> list[NestedKey]:
         return keys_read((self.actor_network, self.qvalue_network), self.tensor_keys.action)
+
+    @property
+    def _next_keys(self) -> list[NestedKey]:
+        return self._state_keys if self.horizon > 1 else self._network_keys
 
     def _set_in_keys(self) -> None:
         self._in_keys = self._state_keys
 
     def _states(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The states of a batch, read, and checked against the networks when they are new."""
-        network_keys = keys_read((self.actor_network, self.qvalue_network), self.tensor_keys.action)
-        dtype = self.max_action.dtype
-        state = read_states(tensordict, self._state_keys, network_keys, dtype)
+        state = read_states(tensordict, self._state_keys, self._network_keys, self.max_action.dtype)
         if self.reduction == "mean":
             check_some(state)
         if not torch.compiler.is_compiling():
@@ -77,7 +77,7 @@ class LossWithDoor(MendedTD3Loss):
                 differentiates through it.
         """
         keys, dtype = self.tensor_keys, self.max_action.dtype
-        network_keys = keys_read((self.actor_network, self.qvalue_network), keys.action)
+        network_keys = self._network_keys
         with torch.inference_mode(False):
             # Cloned: what inference mode made carries no gradient.
             state = read_states(tensordict, self._state_keys, network_keys, dtype).clone()

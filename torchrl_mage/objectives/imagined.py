@@ -23,7 +23,8 @@ from torchrl_mage.objectives.contract import (
     check_weights,
     ended,
     imagine,
-    keys_read,
+    read_entry,
+    read_states,
 )
 from torchrl_mage.objectives.door import LossWithDoor
 
@@ -205,23 +206,25 @@ class ImaginedTD3Loss(LossWithDoor):
 
         Returns:
             The loss, and detached ``real_td_error`` (``[C, *B]``).
+
+        Raises:
+            ValueError: an entry is missing, or of another dtype than the networks.
         """
         keys, critics = self.tensor_keys, self.qvalue_network_params
-        read = keys_read((self.actor_network, self.qvalue_network), keys.action)
-        following = tensordict.get("next")
+        reader, read = "the critics' TD error reads", self._network_keys
+        state = read_states(tensordict, read, read, self.max_action.dtype)
+        action = read_entry(tensordict, keys.action, reader)
+        following = read_entry(tensordict, "next", reader)
+        next_state = read_states(following, read, read, self.max_action.dtype)
+        reward = read_entry(following, keys.reward, reader)
         terminated, _ = ended(following, keys)
         estimator, actor_params, _ = constants = self._constants()
         with torch.no_grad():
-            next_state = following.select(*read)
             chosen = self.choose(next_state, actor_params, last=True)
             next_value = self.next_value(next_state, chosen, 0, *constants)
-            target = self._transition_value(
-                estimator, following.get(keys.reward), terminated, next_value
-            )
-        action_CBA = self._for_each(critics, tensordict.get(keys.action))
-        td_error_CB = target.squeeze(-1) - self._qvalue(
-            tensordict.select(*read), action_CBA, critics
-        )
+            target = self._transition_value(estimator, reward, terminated, next_value)
+        value_CB = self._qvalue(state, self._for_each(critics, action), critics)
+        td_error_CB = target.squeeze(-1) - value_CB
         zero = torch.zeros_like(td_error_CB)
         objective_B = distance_loss(td_error_CB, zero, self.loss_function).sum(0)
         loss = self._reduced(objective_B, tensordict)

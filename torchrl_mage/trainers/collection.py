@@ -28,7 +28,7 @@ def exploring(policy: TensorDictModuleBase, env: EnvBase, *, noise: float) -> Te
 
     Example:
         >>> import torch
-        >>> from tensordict import TensorDict, TensorDictBase
+        >>> from tensordict import TensorDict
         >>> from torchrl.envs import GymEnv
         >>> from torchrl.modules import Actor
         >>> env = GymEnv("Pendulum-v1")
