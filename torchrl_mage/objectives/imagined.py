@@ -13,7 +13,6 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.objectives import TD3Loss, ValueEstimators
-from torchrl.objectives.utils import distance_loss
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_mage.diagnostics import target_gradient_paths
@@ -23,10 +22,9 @@ from torchrl_mage.objectives.contract import (
     check_weights,
     ended,
     imagine,
-    read_entry,
-    read_states,
 )
 from torchrl_mage.objectives.door import LossWithDoor
+from torchrl_mage.objectives.real_value_loss import real_value_loss
 
 ACTION, BONUS = "action", "bonus"  # what the target makes of a policy's choice
 
@@ -189,47 +187,8 @@ class ImaginedTD3Loss(LossWithDoor):
         return loss, {"state_action_value_actor": value.detach()}
 
     def real_value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        r"""The critics' TD error on transitions that were observed, to be added to the value loss.
-
-        .. math::
-            \sum_i \rho(\delta_i), \qquad
-            \delta_i = r + \gamma (1 - d) \min_j \bar Q_j(s', a') - Q_i(s, a)
-
-        with the loss's own estimator and choice of ``a'``; off-policy, as in TD3 and SAC. A model
-        promises what never comes where little was seen, and critics that know imagined transitions
-        alone believe it; MBPO (arXiv:1906.08253) mixes real ones into its batches likewise.
-
-        Args:
-            tensordict: transitions ``[*B]``: the states that actor and critics read, ``action``,
-                and under ``"next"`` those states, ``reward`` and, if the task ends, ``terminated``,
-                ``[*B, 1]`` each.
-
-        Returns:
-            The loss, and detached ``real_td_error`` (``[C, *B]``).
-
-        Raises:
-            ValueError: an entry is missing, or of another dtype than the networks.
-        """
-        keys, critics = self.tensor_keys, self.qvalue_network_params
-        reader, read = "the critics' TD error reads", self._network_keys
-        state = read_states(tensordict, read, read, self.max_action.dtype)
-        action = read_entry(tensordict, keys.action, reader)
-        following = read_entry(tensordict, "next", reader)
-        next_state = read_states(following, read, read, self.max_action.dtype)
-        reward = read_entry(following, keys.reward, reader)
-        terminated, _ = ended(following, keys)
-        estimator, actor_params, _ = constants = self._constants()
-        with torch.no_grad():
-            chosen = self.choose(next_state, actor_params, last=True)
-            next_value = self.next_value(next_state, chosen, 0, *constants)
-            target = self._transition_value(estimator, reward, terminated, next_value)
-        value_CB = self._qvalue(state, self._for_each(critics, action), critics)
-        td_error_CB = target.squeeze(-1) - value_CB
-        zero = torch.zeros_like(td_error_CB)
-        objective_B = distance_loss(td_error_CB, zero, self.loss_function).sum(0)
-        loss = self._reduced(objective_B, tensordict)
-        self._forget(tensordict)
-        return loss, {"real_td_error": td_error_CB.detach().abs()}
+        """The critics' TD error on observed transitions; see :mod:`~.real_value_loss`."""
+        return real_value_loss(self, tensordict)
 
     # ------------------------------------------------------------------ the target
 
