@@ -170,8 +170,12 @@ def compiled(
 
     # A graph's own generator draws one number at a time on a CPU. PyTorch's, which eager code has,
     # makes an update a twentieth faster.
-    options = {"fallback_random": device.type == "cpu"}
-    graph = torch.compile(function, fullgraph=fullgraph, dynamic=False, options=options)
+    graph = torch.compile(
+        function,
+        fullgraph=fullgraph,
+        dynamic=False,
+        options={"fallback_random": device.type == "cpu"},
+    )
     name = getattr(function, "__qualname__", repr(function))
     announced = False
 
